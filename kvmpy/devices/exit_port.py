@@ -13,8 +13,8 @@ class ExitPort(Device):
     """Four ports (usually 0xf4..0xf7) where any write is a status and asks for the end of the guest.
 
     The written value, 8, 16 or 32 bits wide and at any of the offsets, is the status; it isn't split. With
-    ``qemu`` it is turned into what QEMU would exit with, 2n+1, which is never 0 (success is a convention of the
-    test suite, usually 0 -> 1). What the operating system keeps of it, 8 bits, is the caller's matter.
+    ``qemu`` it is turned into what QEMU would exit with, 2n+1, which is never 0 (success is a convention of
+    the test suite, usually 0 -> 1). That an operating system keeps only 8 bits of it is the caller's matter.
 
     Reads give 0, as QEMU's do, so a guest can tell the port from an empty bus.
     """
@@ -41,7 +41,7 @@ class ExitPort(Device):
         return 0
 
     def write(self, offset: int, value: int, size: int) -> None:
-        """Note the status and call ``on_exit`` with it: at every write, so a guest that is run on can end again."""
+        """Note the status and call ``on_exit`` with it, at every write: a guest may be run on."""
         self.written = True
         self.value = value & 0xFFFF_FFFF & ((1 << (8 * size)) - 1)
         self._on_exit(2 * self.value + 1 if self.qemu else self.value)

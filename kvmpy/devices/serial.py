@@ -87,17 +87,21 @@ BYTES = tuple(bytes((value,)) for value in range(256))
 class Serial(ByteDevice):
     """A 16550A at eight consecutive ports (COM1: 0x3f8, IRQ 4). Wider accesses are split into bytes.
 
-    ``output(data)`` gets what the guest sends, masked to the word length. ``irq(level)`` is the interrupt line;
-    it is called when the level changes. A reason that goes and comes back within one access (the transmitter is
-    empty again at once) shows as low, then high, since an edge triggered controller needs the edge.
+    ``output(data)`` gets what the guest sends, masked to the word length. LCR is 0 after a reset, but words have
+    8 bits until the guest writes it: tiny guests print without any set-up, as behind a firmware.
 
-    Time: with no ``clock`` a character takes no time, so the character timeout is due as soon as bytes wait below
-    the trigger level. With ``clock`` (nanoseconds) it is due four character times after the last byte came or was
-    read; :meth:`poll` says when.
+    ``irq(level)`` is the interrupt line; it is called when the level changes. A reason that goes and comes back
+    within one access (the transmitter is empty again at once) shows as low, then high: an edge triggered
+    controller needs the edge.
 
-    Threads: :meth:`receive` and the other inputs of the line may be called from any thread. ``lock`` (reentrant)
-    protects the registers and is held while ``irq`` is called, not (by this device) while ``output`` is. Give the
-    machine's own lock if ``irq`` needs that one, or two threads may wait for each other.
+    Time: with no ``clock`` a character takes no time, so the character timeout is due as soon as bytes wait
+    below the trigger level. With ``clock`` (nanoseconds) it is due four character times after the last byte
+    came or was read; :meth:`poll` says when.
+
+    Threads: :meth:`receive` and the other inputs of the line may be called from any thread. ``lock``
+    (reentrant) protects the registers and is held while ``irq`` is called, not (by this device) while
+    ``output`` is. Give the machine's own lock if ``irq`` needs that one, or two threads may wait for each
+    other.
     """
 
     name = "serial"
@@ -107,6 +111,7 @@ class Serial(ByteDevice):
         "ier": 0x0F,
         "fcr": FCR_KEPT,
         "lcr": 0xFF,
+        "lcr_written": bool,
         "mcr": 0x1F,
         "errors": LSR_ERRORS,
         "deltas": 0x0F,
@@ -135,9 +140,7 @@ class Serial(ByteDevice):
         self._lock: AbstractContextManager[object] = RLock() if lock is None else lock
         self.out2_gates_irq = out2_gates_irq
         self._level = False
-        self._waiting: deque[int] = (
-            deque()
-        )  # came in while the FIFO was full; the sender waits (flow control)
+        self._waiting: deque[int] = deque()  # came while the FIFO was full; the sender waits
         self._fifo: deque[int] = deque()  # received characters, errors of each in bits 8 and up
         self.lines = MSR_DCD | MSR_DSR | MSR_CTS
         self.scratch = 0
@@ -146,6 +149,7 @@ class Serial(ByteDevice):
 
     def _power_up(self) -> None:
         self.ier = self.fcr = self.lcr = self.mcr = 0
+        self.lcr_written = False
         self.errors = self.deltas = 0
         self.thr_pending = False
         self._fifo.clear()
@@ -155,7 +159,7 @@ class Serial(ByteDevice):
 
     def _derive(self) -> None:
         """What the hot path looks at, computed when a register that decides it changes."""
-        self._mask = 0x1F >> 0 if (self.lcr & LCR_WORD) == 0 else (0x20 << (self.lcr & LCR_WORD)) - 1
+        self._mask = (0x20 << (self.lcr & LCR_WORD)) - 1 if self.lcr_written else 0xFF
         self._capacity = FIFO_SIZE if self.fcr & FCR_ENABLE else 1
         self._trigger = TRIGGER[self.fcr >> 6] if self.fcr & FCR_ENABLE else 1
         # True: a byte for THR does nothing but go out.
@@ -258,9 +262,9 @@ class Serial(ByteDevice):
             self._update()
 
     def poll(self) -> int | None:
-        """Let time pass: raise a character timeout that is due. Returns when the next is (clock's ns), or None.
+        """Let time pass: raise a character timeout that is due. Returns when the next is, or None.
 
-        Only of use with a ``clock``; reading a register does the same.
+        In the ns of ``clock``; without one nothing is ever due. Reading RBR, IIR and LSR lets time pass too.
         """
         with self._lock:
             self._update()
@@ -373,6 +377,7 @@ class Serial(ByteDevice):
 
     def _write_lcr(self, value: int) -> None:
         self.lcr = value
+        self.lcr_written = True
 
     def _write_mcr(self, value: int) -> None:
         before = self._modem_lines()
@@ -408,16 +413,11 @@ class Serial(ByteDevice):
             self._update()
             if loop:
                 self._arrive(byte)
-        try:
-            if not loop:
-                self._output(BYTES[byte])
-        finally:
-            if self.ier & IER_THRI:
-                with self._lock:
-                    self.thr_pending = True
-                    self._update()
-            elif loop:
-                self._update()
+        if not loop:
+            self._output(BYTES[byte])
+        with self._lock:
+            self.thr_pending = bool(self.ier & IER_THRI)
+            self._update()
 
     def _arrive(self, entry: int) -> None:
         """A character has been shifted in."""
@@ -479,11 +479,12 @@ class Serial(ByteDevice):
         self._check_timeout()
         self._drive()
 
-    def _drive(self) -> None:
+    def _drive(self, anew: bool = False) -> None:
+        """Bring the interrupt line to its level; ``anew``: say so even if it hasn't changed."""
         level = self._reason() != IIR_NONE
         if self.out2_gates_irq and self.mcr & (MCR_OUT2 | MCR_LOOP) != MCR_OUT2:
             level = False
-        if level != self._level:
+        if level != self._level or anew:
             self._level = level
             if self._irq is not None:
                 self._irq(level)
@@ -568,6 +569,4 @@ class Serial(ByteDevice):
 
     def _restored(self) -> None:
         self._derive()
-        self._level = self._reason() != IIR_NONE  # then drive it, whatever the line was
-        self._level = not self._level
-        self._drive()
+        self._drive(anew=True)
