@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Getting a vCPU out of its guest: from another thread, from a timer, from the budget.
+ *
+ * A kick sets its bit, then run->immediate_exit, then sends the thread a signal whose handler sets immediate_exit once
+ * more. Whether the vCPU is in the guest, on its way into it, or in Python, its next or current entry returns EINTR;
+ * there is no moment at which a kick could be missed (KVM API document, kvm_run.immediate_exit).
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "vcpu.h"
+
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
+#define KICK_SIGNAL (SIGRTMIN + 5)
+
+static __thread struct kvmpy_vcpu *running;
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static void set_immediate_exit(struct kvmpy_vcpu *vcpu, uint8_t value)
+{
+	__atomic_store_n(&vcpu->run->immediate_exit, value, __ATOMIC_SEQ_CST);
+}
+
+static void on_kick(int number, siginfo_t *info, void *context)
+{
+	struct kvmpy_vcpu *vcpu = running;
+
+	(void)number;
+	(void)context;
+	if (!vcpu)
+		return;
+	if (info->si_code == SI_TIMER)
+		__atomic_fetch_or(&vcpu->kick, KVMPY_KICK_TICK, __ATOMIC_SEQ_CST);
+	set_immediate_exit(vcpu, 1);
+}
+
+static int install_error;
+
+static void install(void)
+{
+	struct sigaction action = { .sa_sigaction = on_kick, .sa_flags = SA_SIGINFO };
+
+	sigemptyset(&action.sa_mask);
+	install_error = sigaction(KICK_SIGNAL, &action, NULL) ? errno : 0;
+}
+
+/* One shot, at the deadline or after a tick, whichever comes first; taking a tick arms the next. */
+static int arm(struct kvmpy_vcpu *vcpu)
+{
+	struct itimerspec when = { 0 };
+	uint64_t next = vcpu->tick_ns ? now_ns() + vcpu->tick_ns : vcpu->deadline_ns;
+
+	if (vcpu->deadline_ns && vcpu->deadline_ns < next)
+		next = vcpu->deadline_ns;
+	when.it_value.tv_sec = next / 1000000000;
+	when.it_value.tv_nsec = next % 1000000000;
+	return timer_settime(vcpu->timer, TIMER_ABSTIME, &when, NULL) ? -errno : 0;
+}
+
+/* A timer whose signal goes to this thread; it is deleted when the thread leaves, for the next may be another. */
+static int start_timer(struct kvmpy_vcpu *vcpu)
+{
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KICK_SIGNAL };
+
+	event.sigev_notify_thread_id = vcpu->tid;
+	if (timer_create(CLOCK_MONOTONIC, &event, &vcpu->timer))
+		return -errno;
+	vcpu->has_timer = true;
+	return arm(vcpu);
+}
+
+/*
+ * From now on this thread runs the vCPU. deadline_ns is on CLOCK_MONOTONIC, 0 for none; tick_ns asks for a
+ * KVMPY_KICK_TICK that often, 0 for none.
+ */
+int kvmpy_thread_enter(struct kvmpy_vcpu *vcpu, uint64_t deadline_ns, uint64_t tick_ns)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, install);
+	if (install_error)
+		return -install_error;
+	if (vcpu->tid || running)
+		return -EBUSY;
+	running = vcpu;
+	vcpu->deadline_ns = deadline_ns;
+	vcpu->tick_ns = tick_ns;
+	__atomic_store_n(&vcpu->tid, (pid_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
+	if (deadline_ns || tick_ns) {
+		int error = start_timer(vcpu);
+
+		if (error)
+			kvmpy_thread_leave(vcpu);
+		return error;
+	}
+	return 0;
+}
+
+void kvmpy_thread_leave(struct kvmpy_vcpu *vcpu)
+{
+	if (vcpu->has_timer) {
+		timer_delete(vcpu->timer);
+		vcpu->has_timer = false;
+	}
+	running = NULL;
+	__atomic_store_n(&vcpu->tid, 0, __ATOMIC_SEQ_CST);
+}
+
+void kvmpy_kick(struct kvmpy_vcpu *vcpu, uint32_t why)
+{
+	pid_t tid;
+
+	__atomic_fetch_or(&vcpu->kick, why, __ATOMIC_SEQ_CST);
+	set_immediate_exit(vcpu, 1);
+	tid = __atomic_load_n(&vcpu->tid, __ATOMIC_SEQ_CST);
+	if (tid && running != vcpu)
+		syscall(SYS_tgkill, getpid(), tid, KICK_SIGNAL);
+}
+
+/* Why enter() returned EINTR: the kicks since the last time, with a tick past the deadline made into that. */
+uint32_t kvmpy_take_kick(struct kvmpy_vcpu *vcpu)
+{
+	uint32_t why;
+
+	/* In this order: a kick between the two leaves immediate_exit set, which costs one entry and loses nothing. */
+	set_immediate_exit(vcpu, 0);
+	why = __atomic_exchange_n(&vcpu->kick, 0, __ATOMIC_SEQ_CST);
+	if (why & KVMPY_KICK_TICK && vcpu->deadline_ns && now_ns() >= vcpu->deadline_ns)
+		why |= KVMPY_KICK_DEADLINE;
+	else if (why & KVMPY_KICK_TICK && vcpu->has_timer)
+		arm(vcpu);
+	return why;
+}

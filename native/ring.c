@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+/* The log of accesses: one producer (the vCPU's thread), one consumer. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "ring.h"
+
+struct kvmpy_ring *kvmpy_ring_new(uint64_t capacity, int lossless)
+{
+	struct kvmpy_ring *ring = aligned_alloc(64, sizeof(*ring));
+
+	if (!ring)
+		return NULL;
+	memset(ring, 0, sizeof(*ring));
+	ring->capacity = capacity;
+	ring->lossless = lossless;
+	ring->records = calloc(capacity, sizeof(*ring->records));
+	if (!ring->records) {
+		free(ring);
+		return NULL;
+	}
+	return ring;
+}
+
+void kvmpy_ring_free(struct kvmpy_ring *ring)
+{
+	if (!ring)
+		return;
+	free(ring->records);
+	free(ring);
+}
+
+static bool room(struct kvmpy_ring *ring)
+{
+	if (likely(ring->head - ring->seen_tail < ring->capacity))
+		return true;
+	ring->seen_tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
+	return ring->head - ring->seen_tail < ring->capacity;
+}
+
+bool kvmpy_ring_ready(struct kvmpy_ring *ring)
+{
+	return room(ring) || !ring->lossless;
+}
+
+void kvmpy_ring_log(struct kvmpy_vcpu *vcpu, const struct kvmpy_record *record)
+{
+	struct kvmpy_ring *ring = vcpu->ring;
+
+	if (unlikely(!room(ring))) {
+		__atomic_store_n(&ring->dropped, ring->dropped + 1, __ATOMIC_RELAXED);
+		return;
+	}
+	ring->records[ring->head & (ring->capacity - 1)] = *record;
+	__atomic_store_n(&ring->head, ring->head + 1, __ATOMIC_RELEASE);
+}
+
+/* Copies out up to most records, oldest first; returns how many. */
+uint64_t kvmpy_ring_drain(struct kvmpy_ring *ring, struct kvmpy_record *into, uint64_t most)
+{
+	uint64_t tail = ring->tail;
+	uint64_t there = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE) - tail;
+	uint64_t done = there < most ? there : most;
+	uint64_t start = tail & (ring->capacity - 1);
+	uint64_t first = done < ring->capacity - start ? done : ring->capacity - start;
+
+	memcpy(into, ring->records + start, first * sizeof(*into));
+	memcpy(into + first, ring->records, (done - first) * sizeof(*into));
+	__atomic_store_n(&ring->tail, tail + done, __ATOMIC_RELEASE);
+	return done;
+}

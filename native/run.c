@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: MIT
+/*
+ * The run loop: enter the guest, let C answer what it can, return to Python with the rest.
+ *
+ * An access takes one of three ways: a rule answers it and the guest is entered again; Python is asked
+ * (range_id * 2 + is_write); or it is not one access but several (string I/O, an access across the end of a range),
+ * which are then done element by element, by whoever owns each.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bus.h"
+#include "ring.h"
+
+#define NOT_AN_ACCESS 255	/* kvmpy_record.space of exits that are no bus access */
+
+struct kvmpy_vcpu *kvmpy_vcpu_new(uint32_t index, struct kvm_run *run, int fd)
+{
+	struct kvmpy_vcpu *vcpu = aligned_alloc(64, sizeof(*vcpu));
+
+	if (!vcpu)
+		return NULL;
+	memset(vcpu, 0, sizeof(*vcpu));
+	vcpu->counts = calloc(KVMPY_RANGES, sizeof(*vcpu->counts));
+	if (!vcpu->counts) {
+		free(vcpu);
+		return NULL;
+	}
+	vcpu->index = index;
+	vcpu->run = run;
+	vcpu->fd = fd;
+	vcpu->enter = kvmpy_kvm_enter;
+	vcpu->budget = UINT64_MAX;
+	return vcpu;
+}
+
+void kvmpy_vcpu_free(struct kvmpy_vcpu *vcpu)
+{
+	if (!vcpu)
+		return;
+	if (vcpu->has_timer)
+		timer_delete(vcpu->timer);
+	free(vcpu->counts);
+	free(vcpu);
+}
+
+static uint64_t get(const uint8_t *bytes, uint32_t size)
+{
+	uint64_t value = 0;
+
+	switch (size) {
+	case 1: return *bytes;
+	case 2: return *(const uint16_t __attribute__((aligned(1), may_alias)) *)bytes;
+	case 4: return *(const uint32_t __attribute__((aligned(1), may_alias)) *)bytes;
+	case 8: return *(const uint64_t __attribute__((aligned(1), may_alias)) *)bytes;
+	}
+	memcpy(&value, bytes, size);
+	return value;
+}
+
+static void put(uint8_t *bytes, uint64_t value, uint32_t size)
+{
+	switch (size) {
+	case 1: *bytes = value; return;
+	case 2: *(uint16_t __attribute__((aligned(1), may_alias)) *)bytes = value; return;
+	case 4: *(uint32_t __attribute__((aligned(1), may_alias)) *)bytes = value; return;
+	case 8: *(uint64_t __attribute__((aligned(1), may_alias)) *)bytes = value; return;
+	}
+	memcpy(bytes, &value, size);
+}
+
+static void log_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address, uint64_t value)
+{
+	const struct kvmpy_elements *e = &vcpu->elements;
+	struct kvmpy_record record = {
+		.tsc = kvmpy_tsc(), .address = address, .value = value, .count = 1, .range = range->id,
+		.vcpu = vcpu->index, .space = e->space, .size = e->size, .is_write = e->is_write,
+	};
+
+	kvmpy_ring_log(vcpu, &record);
+}
+
+static bool logged(const struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range)
+{
+	return unlikely(vcpu->trace | range->rule->logged) && vcpu->ring;
+}
+
+static int for_python(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address, uint64_t value,
+		      uint64_t count)
+{
+	const struct kvmpy_elements *e = &vcpu->elements;
+
+	vcpu->access = (struct kvmpy_access) {
+		.range = range->id, .offset = address - range->first, .size = e->size, .value = value,
+		.count = count, .address = address, .is_write = e->is_write, .space = e->space,
+	};
+	return (int)range->id * 2 + (int)e->is_write;
+}
+
+static int handler_failed(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address, int pending)
+{
+	for_python(vcpu, range, address, 0, 1);
+	vcpu->pending = pending;
+	return KVMPY_HANDLER_FAILED;
+}
+
+/* Counts and logs the elements done since the last time; false when the ring is full. */
+static bool settle(struct kvmpy_vcpu *vcpu, const struct kvmpy_table *table)
+{
+	struct kvmpy_elements *e = &vcpu->elements;
+
+	for (; e->logged < e->done; e->logged++) {
+		uint64_t address = e->address + e->logged * e->stride;
+		const struct kvmpy_range *range = kvmpy_find(table, e->space, address);
+
+		if (logged(vcpu, range)) {
+			if (!kvmpy_ring_ready(vcpu->ring))
+				return false;
+			log_access(vcpu, range, address, get(e->data + e->logged * e->size, e->size));
+		}
+		vcpu->counts[range->id]++;
+	}
+	return true;
+}
+
+/* An exit that is many accesses, from elements.done on; 0 when all are done. */
+static int do_elements(struct kvmpy_vcpu *vcpu)
+{
+	struct kvmpy_elements *e = &vcpu->elements;
+	const struct kvmpy_table *table = kvmpy_bus_enter(vcpu);
+
+	vcpu->pending = KVMPY_GO_ON;
+	for (;;) {
+		uint64_t address = e->address + e->done * e->stride;
+		const struct kvmpy_range *range;
+		uint8_t *data = e->data + e->done * e->size;
+		uint64_t value;
+
+		if (unlikely(!settle(vcpu, table)))
+			return KVMPY_RING_FULL;
+		if (e->done >= e->count)
+			break;
+		range = kvmpy_find(table, e->space, address);
+		value = e->is_write ? get(data, e->size) : 0;
+		switch (kvmpy_rule_apply(vcpu, range, address, &value, e->size, e->is_write)) {
+		case KVMPY_DONE:
+			if (!e->is_write)
+				put(data, value, e->size);
+			e->done++;
+			break;
+		case KVMPY_TO_PYTHON:
+			for_python(vcpu, range, address, value, e->stride ? 1 : e->count - e->done);
+			return KVMPY_ELEMENTS;
+		case KVMPY_HANDLER_ERROR:
+			return handler_failed(vcpu, range, address, KVMPY_GO_ON);
+		}
+	}
+	vcpu->pending = KVMPY_ENTER;
+	return 0;
+}
+
+/* One access of elements.size bytes at elements.data: 0 when done, else what kvmpy_run() returns. */
+static inline int do_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address)
+{
+	struct kvmpy_elements *e = &vcpu->elements;
+	uint64_t value = e->is_write ? get(e->data, e->size) : 0;
+
+	if (unlikely(vcpu->ring && !kvmpy_ring_ready(vcpu->ring))) {
+		vcpu->pending = KVMPY_HANDLE;
+		return KVMPY_RING_FULL;
+	}
+	switch (kvmpy_rule_apply(vcpu, range, address, &value, e->size, e->is_write)) {
+	case KVMPY_DONE:
+		vcpu->counts[range->id]++;
+		if (!e->is_write)
+			put(e->data, value, e->size);
+		if (logged(vcpu, range))
+			log_access(vcpu, range, address, value);
+		return 0;
+	case KVMPY_TO_PYTHON:
+		vcpu->pending = KVMPY_ANSWER;
+		return for_python(vcpu, range, address, value, 1);
+	default:
+		return handler_failed(vcpu, range, address, KVMPY_HANDLE);
+	}
+}
+
+static int start_elements(struct kvmpy_vcpu *vcpu, uint32_t size, uint64_t count, uint32_t stride)
+{
+	struct kvmpy_elements *e = &vcpu->elements;
+
+	e->size = size;
+	e->count = count;
+	e->stride = stride;
+	e->done = e->logged = 0;
+	return do_elements(vcpu);
+}
+
+static inline int port_io(struct kvmpy_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	struct kvmpy_elements *e = &vcpu->elements;
+	const struct kvmpy_range *range = kvmpy_find(kvmpy_bus_enter(vcpu), KVMPY_PIO, run->io.port);
+
+	e->data = (uint8_t *)run + run->io.data_offset;
+	e->address = run->io.port;
+	e->size = run->io.size;
+	e->space = KVMPY_PIO;
+	e->is_write = run->io.direction == KVM_EXIT_IO_OUT;
+	if (unlikely(run->io.count != 1))
+		return start_elements(vcpu, e->size, run->io.count, 0);
+	if (unlikely(e->address + e->size - 1 > range->last))
+		return start_elements(vcpu, 1, e->size, 1);
+	return do_access(vcpu, range, e->address);
+}
+
+static inline int memory_io(struct kvmpy_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	struct kvmpy_elements *e = &vcpu->elements;
+	const struct kvmpy_range *range = kvmpy_find(kvmpy_bus_enter(vcpu), KVMPY_MMIO, run->mmio.phys_addr);
+
+	e->data = run->mmio.data;
+	e->address = run->mmio.phys_addr;
+	e->size = run->mmio.len;
+	e->space = KVMPY_MMIO;
+	e->is_write = run->mmio.is_write;
+	/* An access across two pages comes in pieces of any length (3 + 5 bytes): no register has such a width. */
+	if (unlikely((e->size & (e->size - 1)) || e->address + e->size - 1 > range->last))
+		return start_elements(vcpu, 1, e->size, 1);
+	return do_access(vcpu, range, e->address);
+}
+
+/* MSRs and hypercalls nobody claimed are exits like any other: Python has the default for them. */
+static int claimed(struct kvmpy_vcpu *vcpu, int space, uint64_t address, uint64_t *data, bool is_write)
+{
+	const struct kvmpy_table *table = kvmpy_bus_enter(vcpu);
+	const struct kvmpy_range *range = kvmpy_find(table, space, address);
+
+	if (range == &table->unowned[space])
+		return KVMPY_EXIT;
+	vcpu->elements = (struct kvmpy_elements) {
+		.data = (uint8_t *)data, .address = address, .size = 8, .count = 1, .space = space,
+		.is_write = is_write,
+	};
+	return do_access(vcpu, range, address);
+}
+
+static int msr(struct kvmpy_vcpu *vcpu, bool is_write)
+{
+	struct kvm_run *run = vcpu->run;
+	int result = claimed(vcpu, KVMPY_MSR, run->msr.index, (uint64_t *)&run->msr.data, is_write);
+
+	if (result != KVMPY_EXIT)
+		run->msr.error = 0;
+	return result;
+}
+
+/* To a rule a hypercall is a read: it gets the first argument as the value and its answer is the guest's RAX. */
+static int hypercall(struct kvmpy_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+
+	return claimed(vcpu, KVMPY_HYPERCALL, run->hypercall.nr, (uint64_t *)&run->hypercall.ret, false);
+}
+
+static void log_exit(struct kvmpy_vcpu *vcpu)
+{
+	struct kvmpy_record record = {
+		.tsc = kvmpy_tsc(), .address = vcpu->run->exit_reason, .count = 1, .vcpu = vcpu->index,
+		.space = NOT_AN_ACCESS,
+	};
+
+	if (vcpu->trace && vcpu->ring)
+		kvmpy_ring_log(vcpu, &record);
+}
+
+static int other_exit(struct kvmpy_vcpu *vcpu)
+{
+	int result = KVMPY_EXIT;
+
+	switch (vcpu->run->exit_reason) {
+	case KVM_EXIT_X86_RDMSR:
+		result = msr(vcpu, false);
+		break;
+	case KVM_EXIT_X86_WRMSR:
+		result = msr(vcpu, true);
+		break;
+	case KVM_EXIT_HYPERCALL:
+		result = hypercall(vcpu);
+		break;
+	}
+	if (result == KVMPY_EXIT) {
+		vcpu->pending = KVMPY_ENTER;
+		log_exit(vcpu);
+	}
+	return result;
+}
+
+/* The exit in *run: 0 when C handled it. */
+static inline int handle(struct kvmpy_vcpu *vcpu)
+{
+	uint32_t reason = vcpu->run->exit_reason;
+
+	vcpu->pending = KVMPY_ENTER;
+	if (likely(reason == KVM_EXIT_IO))
+		return port_io(vcpu);
+	if (likely(reason == KVM_EXIT_MMIO))
+		return memory_io(vcpu);
+	return other_exit(vcpu);
+}
+
+static bool coalesced(const struct kvmpy_vcpu *vcpu)
+{
+	const struct kvm_coalesced_mmio_ring *ring = vcpu->bus->coalesced;
+
+	return unlikely(ring != NULL) && __atomic_load_n(&ring->first, __ATOMIC_RELAXED) !=
+					 __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE);
+}
+
+/* The kernel's answer to a failed entry, or 0 to try again. */
+static int entry_failed(struct kvmpy_vcpu *vcpu, int error)
+{
+	switch (error) {
+	case -EAGAIN:	/* an AP that got its INIT but not its SIPI */
+		vcpu->eagain++;
+		return 0;
+	case -EINTR:
+		vcpu->eintr++;
+		vcpu->why = kvmpy_take_kick(vcpu);
+		return vcpu->why ? KVMPY_KICKED : KVMPY_SIGNAL;
+	case -EFAULT:
+		/* KVM API document, KVM_EXIT_MEMORY_FAULT: comes with EFAULT, the exit is filled in. */
+		if (vcpu->run->exit_reason == KVMPY_EXIT_MEMORY_FAULT)
+			return KVMPY_EXIT;
+		break;
+	}
+	vcpu->error = -error;
+	return KVMPY_FAILED;
+}
+
+static inline void count_exit(struct kvmpy_vcpu *vcpu)
+{
+	uint32_t reason = vcpu->run->exit_reason;
+
+	vcpu->exits[likely(reason < KVMPY_REASONS) ? reason : KVMPY_REASONS - 1]++;
+	/* The last one: its access completes at the next entry, which then returns. */
+	if (unlikely(!--vcpu->budget))
+		kvmpy_kick(vcpu, KVMPY_KICK_BUDGET);
+}
+
+/* Python's answer to the read (or its word that the write is done) goes where the guest will find it. */
+static int take_answer(struct kvmpy_vcpu *vcpu)
+{
+	const struct kvmpy_access *access = &vcpu->access;
+	const struct kvmpy_elements *e = &vcpu->elements;
+
+	if (!e->is_write) {
+		if (unlikely(e->size < 8 && access->value >> (8 * e->size)))
+			return KVMPY_BAD_ANSWER;
+		put(e->data, access->value, e->size);
+	}
+	vcpu->counts[access->range]++;
+	if (unlikely(vcpu->ring)) {
+		const struct kvmpy_range *range = kvmpy_find(kvmpy_bus_enter(vcpu), e->space, access->address);
+
+		if (logged(vcpu, range))
+			log_access(vcpu, range, access->address, access->value);
+	}
+	vcpu->pending = KVMPY_ENTER;
+	return 0;
+}
+
+static int take_up(struct kvmpy_vcpu *vcpu)
+{
+	switch (vcpu->pending) {
+	case KVMPY_ANSWER:
+		return take_answer(vcpu);
+	case KVMPY_HANDLE:
+		return handle(vcpu);
+	case KVMPY_GO_ON:
+		return do_elements(vcpu);
+	}
+	return 0;
+}
+
+int kvmpy_run(struct kvmpy_vcpu *vcpu)
+{
+	int result = take_up(vcpu);
+
+	while (likely(!result)) {
+		int error = vcpu->enter(vcpu);
+
+		if (unlikely(error)) {
+			result = entry_failed(vcpu, error);
+			continue;
+		}
+		count_exit(vcpu);
+		if (unlikely(coalesced(vcpu))) {
+			vcpu->pending = KVMPY_HANDLE;
+			return KVMPY_COALESCED;
+		}
+		result = handle(vcpu);
+	}
+	return result;
+}

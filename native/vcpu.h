@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One vCPU as the run loop sees it, whatever engine is underneath.
+ *
+ * An engine supplies enter(): it runs the guest to its next exit, fills *run in the shape of KVM's struct kvm_run and
+ * returns 0, or -errno. Before it enters the guest it completes the access of the exit before (KVM API document,
+ * "KVM_RUN", 5.: "the corresponding operations are complete only after userspace has re-entered the kernel"), and when
+ * run->immediate_exit is set it then returns -EINTR without entering. Kicks, deadlines and budgets all lean on that
+ * one rule, so the loop has no check of its own on the way of a hot exit.
+ */
+#ifndef KVMPY_VCPU_H
+#define KVMPY_VCPU_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+#include <linux/kvm.h>
+
+#define KVMPY_REASONS 64	/* exit reasons counted apart; higher ones share the last counter */
+#define KVMPY_RANGES 4096	/* ranges of one machine, ever: ids aren't used twice */
+#define KVMPY_UNOWNED 1		/* id of port I/O that nobody owns; then one for each space */
+#define KVMPY_EXIT_MEMORY_FAULT 39	/* Linux 6.8 */
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* What kvmpy_run() returns when it isn't range_id * 2 + is_write of an access for Python. */
+enum kvmpy_stop {
+	KVMPY_EXIT = -1,	/* any other exit: look at run->exit_reason */
+	KVMPY_ELEMENTS = -2,	/* string I/O, or an access across the end of a range: see vcpu->access */
+	KVMPY_KICKED = -3,	/* see vcpu->why */
+	KVMPY_SIGNAL = -4,	/* a signal for somebody else: let Python handle it, then run again */
+	KVMPY_FAILED = -5,	/* enter() failed: vcpu->error holds errno */
+	KVMPY_BAD_ANSWER = -6,	/* the answer given to a read doesn't fit its size */
+	KVMPY_RING_FULL = -7,	/* drain vcpu->ring, then run again; nothing was handled */
+	KVMPY_HANDLER_FAILED = -8,	/* a native handler returned -vcpu->error for vcpu->access */
+	KVMPY_COALESCED = -9,	/* drain bus->coalesced, then run again; nothing was handled */
+};
+
+/* Where kvmpy_run() takes up again. */
+enum kvmpy_pending {
+	KVMPY_ENTER,		/* enter the guest */
+	KVMPY_ANSWER,		/* vcpu->access.value answers a read (or a write was done): take it, then enter */
+	KVMPY_HANDLE,		/* *run holds an exit nobody has looked at */
+	KVMPY_GO_ON,		/* with the elements Python didn't do */
+};
+
+/* Bits of vcpu->kick, and of vcpu->why once seen. */
+enum kvmpy_kick {
+	KVMPY_KICK_STOP = 1,
+	KVMPY_KICK_DEADLINE = 2,
+	KVMPY_KICK_TICK = 4,
+	KVMPY_KICK_BUDGET = 8,
+	KVMPY_KICK_PAUSE = 16,
+};
+
+/* The address spaces a bus has. */
+enum kvmpy_space { KVMPY_PIO, KVMPY_MMIO, KVMPY_MSR, KVMPY_HYPERCALL, KVMPY_SPACES };
+
+/* An access for Python: read by it as eight 64-bit words, so keep the order (kvmpy/machine/loop.py). */
+struct kvmpy_access {
+	uint64_t range;		/* id of the range that owns the address */
+	uint64_t offset;	/* from the start of that range */
+	uint64_t size;		/* bytes of one element: 1, 2, 4, 8 */
+	uint64_t value;		/* written by the guest, or the answer to its read */
+	uint64_t count;		/* elements; more than 1 for string I/O */
+	uint64_t address;	/* port, GPA, MSR index, hypercall number */
+	uint64_t is_write;
+	uint64_t space;
+};
+
+/*
+ * An exit that is several accesses: string I/O (all at one port: stride 0), or one access that no single range of
+ * 1, 2, 4 or 8 bytes holds, done byte by byte (stride 1). Python does as many as it likes and moves done on.
+ */
+struct kvmpy_elements {
+	uint8_t *data;		/* of element 0, in *run */
+	uint64_t address;
+	uint64_t done, count, logged;
+	uint32_t size, stride;
+	uint32_t space, is_write;
+};
+
+struct kvmpy_bus;
+struct kvmpy_table;
+struct kvmpy_ring;
+
+struct kvmpy_vcpu {
+	/* What every exit touches. */
+	struct kvm_run *run;
+	int (*enter)(struct kvmpy_vcpu *vcpu);
+	struct kvmpy_bus *bus;
+	struct kvmpy_table *table;	/* the table in use: it isn't freed while it stands here */
+	struct kvmpy_ring *ring;	/* NULL: nothing is logged */
+	uint64_t budget;		/* exits left before KVMPY_KICK_BUDGET */
+	uint64_t *counts;		/* accesses by range id */
+	int pending;			/* enum kvmpy_pending */
+	int fd;
+	uint32_t index;
+	uint32_t trace;			/* log every exit, whoever handles it */
+	struct kvmpy_access access;
+	struct kvmpy_elements elements;
+
+	/* Kicks come from other threads and from signal handlers. */
+	uint32_t kick;
+	uint32_t why;
+	pid_t tid;
+	int error;
+	uint64_t deadline_ns, tick_ns;	/* CLOCK_MONOTONIC; 0: none */
+	timer_t timer;
+	bool has_timer;
+
+	void *engine;			/* the engine's own */
+	uint64_t exits[KVMPY_REASONS];
+	uint64_t eintr, eagain;
+} __attribute__((aligned(64)));
+
+struct kvmpy_vcpu *kvmpy_vcpu_new(uint32_t index, struct kvm_run *run, int fd);
+void kvmpy_vcpu_free(struct kvmpy_vcpu *vcpu);
+int kvmpy_run(struct kvmpy_vcpu *vcpu);
+
+/* kick.c */
+int kvmpy_thread_enter(struct kvmpy_vcpu *vcpu, uint64_t deadline_ns, uint64_t tick_ns);
+void kvmpy_thread_leave(struct kvmpy_vcpu *vcpu);
+void kvmpy_kick(struct kvmpy_vcpu *vcpu, uint32_t why);
+uint32_t kvmpy_take_kick(struct kvmpy_vcpu *vcpu);
+
+/* kvm_engine.c, stub.c */
+int kvmpy_kvm_enter(struct kvmpy_vcpu *vcpu);
+
+#endif
