@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import shutil
 import sysconfig
 from pathlib import Path
 from types import ModuleType
@@ -79,10 +80,17 @@ class BuildNative(build_ext):  # type: ignore[misc]
         super().build_extension(extension)
         self._build_images()
 
+    def _images(self) -> Path:
+        return Path(self.build_lib) / "kvmpy" / "_images"
+
     def _build_images(self) -> None:
-        target = Path(self.get_ext_fullpath(MODULE)).parent / "_images"
         compiler = self.compiler.compiler[0] if getattr(self.compiler, "compiler", None) else "cc"
-        _image_builder().build_images(ROOT / "guest_images", target, compiler)
+        _image_builder().build_images(ROOT / "guest_images", self._images(), compiler)
+
+    def copy_extensions_to_source(self) -> None:
+        """Editable installs and ``--inplace``: the images go where the extension goes."""
+        super().copy_extensions_to_source()
+        shutil.copytree(self._images(), ROOT / "kvmpy" / "_images", dirs_exist_ok=True)
 
     def get_source_files(self) -> list[str]:
         """What an sdist needs on top of the Python packages."""
@@ -92,5 +100,4 @@ class BuildNative(build_ext):  # type: ignore[misc]
 
     def get_outputs(self) -> list[str]:
         outputs: list[str] = super().get_outputs()
-        images = Path(self.get_ext_fullpath(MODULE)).parent / "_images"
-        return outputs + sorted(str(path) for path in images.glob("*"))
+        return outputs + sorted(str(path) for path in self._images().glob("*"))
