@@ -153,8 +153,10 @@ def _reason(command: Sequence[str], stderr: str) -> str:
         missing = "cannot execute" in line or "cannot find 'ld'" in line or "unable to execute" in line
         if missing or "invalid linker name" in line:
             return f"{command[0]} finds no assembler or linker ({line}): install the package binutils"
-    worst = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
-    return f"{command[0]} failed: {worst}"
+    noise = ("collect2:", "warning:", "linker command failed", "Assembler messages:")
+    telling = [line for line in lines if not any(word in line for word in noise)] or lines or ["no message"]
+    errors = [line for line in telling if "error" in line.lower()]
+    return f"{command[0]} failed: {(errors or telling)[0]}"
 
 
 def _digest(source: Path, command: Sequence[str]) -> str:

@@ -1,0 +1,98 @@
+"""The bundled guests: tiny images that are built with the package and found by name.
+
+Sources and metadata live in guest_images/; building the package turns them into kvmpy/_images/.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kvmpy.errors import ImageError
+
+TYPE_CHECKING = False  # so that mypy sees the imports below and a start-up doesn't pay for them
+if TYPE_CHECKING:
+    from typing import Any, TypedDict
+
+    class Needs(TypedDict):
+        """What a guest needs of its machine, and how it ends."""
+
+        cpus: int  # vCPUs it wants; it runs with any number from 1
+        irqchip: str  # "none", or "kernel": interrupt controllers and timer in the kernel
+        memory: int  # bytes of RAM it needs at least
+        serial_input: bool  # it reads the serial port
+        ends: str  # "halt", "exit" (exit port), "crash" (triple fault) or "never"
+        status: int | None  # its exit status, 0-119; None when it sets none (crash, never)
+
+
+DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "_images")
+SCHEMA = 1  # of index.json, as native/images.py writes it
+
+
+class Bundled:
+    """One bundled guest: where its image is and what it needs."""
+
+    __slots__ = ("format", "load_address", "mode", "name", "needs", "path", "summary")
+
+    def __init__(self, entry: dict[str, Any], directory: str) -> None:
+        self.name: str = entry["name"]
+        self.path: str = os.path.join(directory, entry["file"])
+        self.format: str = entry["format"]  # "flat" or "elf"
+        self.mode: str = entry["mode"]  # it starts in: "real", "protected" or "long"
+        self.load_address: int = entry["load_address"]  # guest physical; a flat image starts there
+        self.summary: str = entry["summary"]
+        self.needs: Needs = {
+            "cpus": entry["cpus"],
+            "irqchip": entry["irqchip"],
+            "memory": entry["memory"],
+            "serial_input": entry["serial_input"],
+            "ends": entry["ends"],
+            "status": entry["status"],
+        }
+
+    def __repr__(self) -> str:
+        return f"<Bundled {self.name}: {self.mode}, {self.format} at {self.load_address:#x}>"
+
+    def read(self) -> bytes:
+        """The bytes of its image. Raises ImageError when the file is gone."""
+        try:
+            with open(self.path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise ImageError(
+                f"bundled guest {self.name}: {self.path}: {error.strerror}: install kvmpy again"
+            ) from error
+
+
+def names(directory: str = DIRECTORY) -> list[Bundled]:
+    """All bundled guests, from simple to elaborate. Raises ImageError when they were never built."""
+    return [Bundled(entry, directory) for entry in _entries(directory)]
+
+
+def find(name: str, directory: str = DIRECTORY) -> Bundled:
+    """The bundled guest of that name. Raises ImageError that suggests the nearest name."""
+    entries = _entries(directory)
+    for entry in entries:
+        if entry["name"] == name:
+            return Bundled(entry, directory)
+    from difflib import get_close_matches  # only somebody who mistyped pays for it
+
+    near = get_close_matches(name, [entry["name"] for entry in entries], n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "`kvmpy images` lists them"
+    raise ImageError(f"no bundled guest is called {name!r}: {hint}")
+
+
+def _entries(directory: str) -> list[dict[str, Any]]:
+    import json
+
+    path = os.path.join(directory, "index.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            index = json.load(file)
+    except FileNotFoundError:
+        raise ImageError(f"the bundled guests aren't built ({path} is missing): install kvmpy again") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: {error}: install kvmpy again") from error
+    if not isinstance(index, dict) or index.get("schema") != SCHEMA:
+        raise ImageError(f"{path}: not an index of schema {SCHEMA}: install kvmpy again")
+    images: list[dict[str, Any]] = index["images"]
+    return images
