@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import ClassVar
 
-    FieldSpec = int | type[bool] | type[bytes]
+    FieldSpec = int | range | type[bool] | type[bytes]
 
 
 class Device:
@@ -19,11 +19,11 @@ class Device:
     ``size`` bytes. Only what the collaborators (``irq``, ``output``, ...) raise comes through.
 
     ``FIELDS`` declares the state, once for :meth:`state`, :meth:`restore` and tracing: attribute name to its
-    largest value (an unsigned integer), ``bool`` or ``bytes``.
+    largest value (an unsigned integer), its ``range``, ``bool`` or ``bytes``. A bytearray keeps its length.
     """
 
     name: str = "device"
-    LENGTH: ClassVar[int] = 1
+    LENGTH: int = 1
     """Ports or bytes of address space that the device decodes."""
     FIELDS: ClassVar[Mapping[str, FieldSpec]] = {}
 
@@ -77,12 +77,19 @@ class Device:
     def _check_field(self, field: str, kind: FieldSpec, value: object) -> None:
         if isinstance(kind, type):
             if not isinstance(value, kind):
+                got = type(value).__name__
+                raise DeviceError(f"{self.name}: restore: {field} is {got}, must be {kind.__name__}")
+            now = getattr(self, field)
+            if isinstance(value, bytes) and isinstance(now, bytearray) and len(value) != len(now):
                 raise DeviceError(
-                    f"{self.name}: restore: {field} is {type(value).__name__}, must be {kind.__name__}"
+                    f"{self.name}: restore: {field} has {len(value)} bytes, must have {len(now)}"
                 )
-        elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= kind:
+            return
+        allowed = range(kind + 1) if isinstance(kind, int) else kind
+        if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
             raise DeviceError(
-                f"{self.name}: restore: {field} is {value!r}, must be an integer of 0..{kind:#x}"
+                f"{self.name}: restore: {field} is {value!r},"
+                f" must be an integer {allowed[0]:#x}..{allowed[-1]:#x}"
             )
 
     def _check_state(self, state: Mapping[str, object]) -> None:

@@ -87,11 +87,11 @@ BYTES = tuple(bytes((value,)) for value in range(256))
 class Serial(ByteDevice):
     """A 16550A at eight consecutive ports (COM1: 0x3f8, IRQ 4). Wider accesses are split into bytes.
 
-    ``output(data)`` gets what the guest sends, masked to the word length. LCR is 0 after a reset, but words have
-    8 bits until the guest writes it: tiny guests print without any set-up, as behind a firmware.
+    ``output(data)`` gets what the guest sends, masked to the word length. LCR is 0 after a reset, but words
+    have 8 bits until the guest writes it: tiny guests print without any set-up, as behind a firmware.
 
-    ``irq(level)`` is the interrupt line; it is called when the level changes. A reason that goes and comes back
-    within one access (the transmitter is empty again at once) shows as low, then high: an edge triggered
+    ``irq(level)`` is the interrupt line; it is called when the level changes. A reason that goes and comes
+    back within one access (the transmitter is empty again at once) shows as low, then high: an edge triggered
     controller needs the edge.
 
     Time: with no ``clock`` a character takes no time, so the character timeout is due as soon as bytes wait
