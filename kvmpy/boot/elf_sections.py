@@ -1,0 +1,66 @@
+"""ELF section headers for Multiboot kernels, which find their own symbols through them (0.6.96, 3.3, "syms")."""
+
+from __future__ import annotations
+
+import struct
+
+from kvmpy.boot.elf import Elf
+from kvmpy.boot.layout import Layout
+from kvmpy.boot.payload import Chunk
+from kvmpy.errors import ImageError
+
+SHT_NULL = 0
+SHT_NOBITS = 8
+
+Table = tuple[int, int, int, int]
+
+# Of a section header: its struct, then the index of type, address, file offset, size and alignment.
+_HEADERS = {32: struct.Struct("<10I"), 64: struct.Struct("<IIQQQQIIQQ")}
+_TYPE, _ADDRESS, _OFFSET, _SIZE, _ALIGN = 1, 3, 4, 5, 8
+
+
+def load(data: bytes, elf: Elf, layout: Layout, notes: list[str]) -> tuple[Table | None, list[Chunk]]:
+    """The section header table and the sections that no segment brings, placed above the kernel.
+
+    Returns what the information structure says of them (count, bytes each, address, index of the names),
+    and the chunks. A kernel must live without: a damaged table, or one too large for memory, gives None and
+    a note.
+    """
+    count, offset, _ = elf.sections
+    header = _HEADERS[elf.bits]
+    if count == 0 or offset == 0:
+        return None, []
+    if offset + count * header.size > len(data):
+        notes.append("the ELF section headers are cut off; the kernel gets no symbols")
+        return None, []
+    mark = layout.mark()
+    try:
+        return _place(data, header, elf.sections, layout)
+    except ImageError:
+        layout.rollback(mark)
+        notes.append("no room for the ELF sections beside the kernel; it gets no symbols")
+        return None, []
+
+
+def _place(
+    data: bytes, header: struct.Struct, table: tuple[int, int, int], layout: Layout
+) -> tuple[Table, list[Chunk]]:
+    count, offset, names = table
+    view = memoryview(data)
+    low = max([0x100000, *(base + size for base, size in layout.taken)])
+    headers = bytearray(view[offset : offset + count * header.size])
+    table_at = layout.find(len(headers), "the ELF section headers", low=low)
+    chunks = []
+    for number in range(count):
+        fields = list(header.unpack_from(headers, number * header.size))
+        start, size = fields[_OFFSET], fields[_SIZE]
+        if fields[_TYPE] in (SHT_NULL, SHT_NOBITS) or fields[_ADDRESS] or not size:
+            continue
+        if start + size > len(data):
+            raise ImageError(f"{layout.name}: ELF section {number} is cut off")
+        align = fields[_ALIGN] if fields[_ALIGN] in (1, 2, 4, 8, 16, 32, 64) else 64
+        fields[_ADDRESS] = layout.find(size, f"ELF section {number}", low=low, align=align)
+        header.pack_into(headers, number * header.size, *fields)
+        chunks.append(Chunk(fields[_ADDRESS], view[start : start + size]))
+    chunks.append(Chunk(table_at, bytes(headers)))
+    return (count, header.size, table_at, names), chunks
