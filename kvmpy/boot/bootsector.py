@@ -31,12 +31,13 @@ def load(data: bytes, options: BootOptions) -> Payload:
         )
     if data[SECTOR - 2 : SECTOR] != BOOT_SIGNATURE:
         raise ImageError(
-            f"{options.name}: no boot sector: bytes 510 and 511 are {data[SECTOR - 2 : SECTOR].hex(' ')}, not 55 aa"
+            f"{options.name}: no boot sector: bytes 510 and 511 are "
+            f"{data[SECTOR - 2 : SECTOR].hex(' ')}, not 55 aa"
         )
     if len(data) > LARGEST:
         raise ImageError(
-            f"{options.name}: {len(data)} bytes don't fit behind {BOOT_SECTOR:#x}: no more than {LARGEST} do, and "
-            "there is no disk to read the rest from"
+            f"{options.name}: {len(data)} bytes don't fit behind {BOOT_SECTOR:#x}: no more than {LARGEST} do, "
+            "and there is no disk to read the rest from"
         )
     layout = Layout(options.ram, options.name)
     layout.claim(BOOT_SECTOR, len(data), "the boot sector")

@@ -38,7 +38,7 @@ _TYPES = {
 
 
 class Segment(NamedTuple):
-    """A PT_LOAD program header: ``file_size`` bytes at ``offset``, cleared up to ``size``; addresses in bytes."""
+    """A PT_LOAD program header: ``file_size`` bytes at ``offset``, cleared up to ``size`` bytes."""
 
     number: int
     offset: int
@@ -51,7 +51,7 @@ class Segment(NamedTuple):
 
 
 class Elf(NamedTuple):
-    """What loading needs of an ELF file. ``bits`` is the file's class, ``code_bits`` what its machine runs."""
+    """What loading needs of an ELF file. ``bits`` is the file's class, ``code_bits`` its machine's."""
 
     bits: int
     code_bits: int
@@ -88,7 +88,7 @@ def parse(data: bytes, name: str) -> Elf:
 
 
 def place(data: bytes, elf: Elf, layout: Layout) -> list[Chunk]:
-    """A chunk for each segment, at its physical address. ImageError if one is outside memory or two overlap."""
+    """A chunk for each segment, at its physical address. ImageError if outside memory or overlapping."""
     view = memoryview(data)
     chunks = []
     for segment in elf.segments:
@@ -126,7 +126,7 @@ def _entry_state(elf: Elf, mode: str, layout: Layout, options: BootOptions, note
 
 
 def _mappings(elf: Elf, layout: Layout, notes: list[str]) -> list[Mapping]:
-    """What the page tables must show besides physical memory: segments linked at another address than loaded at."""
+    """What the page tables must show besides physical memory: segments not linked where they are loaded."""
     from kvmpy.x86.paging import Mapping
 
     identity_end = max(layout.end, FOUR_GIB)
@@ -135,8 +135,8 @@ def _mappings(elf: Elf, layout: Layout, notes: list[str]) -> list[Mapping]:
     for segment in moved:
         if segment.virtual < identity_end or (segment.virtual - segment.physical) % PAGE:
             notes.append(
-                f"ELF segment {segment.number} is linked at {segment.virtual:#x} and loaded at {segment.physical:#x}, "
-                "and only seen there"
+                f"ELF segment {segment.number}, linked at {segment.virtual:#x}, is only to be found where it is "
+                f"loaded, at {segment.physical:#x}"
             )
             continue
         delta = segment.virtual - segment.physical
@@ -182,7 +182,8 @@ def _check_header(header: Any, bits: int, name: str) -> int:
         raise ImageError(f"{name}: the ELF file isn't a static executable but {reason}")
     if header.e_phnum and header.e_phentsize != _SIZES[bits][1]:
         raise ImageError(
-            f"{name}: ELF program headers of {header.e_phentsize} bytes: those of ELF{bits} have {_SIZES[bits][1]}"
+            f"{name}: ELF program headers of {header.e_phentsize} bytes: "
+            f"those of ELF{bits} have {_SIZES[bits][1]}"
         )
     if header.e_phnum > MOST_SEGMENTS:
         raise ImageError(
@@ -221,7 +222,8 @@ def _segment(data: bytes, number: int, raw: Any, name: str) -> Segment:
         raise ImageError(f"{what} has {raw.p_filesz} bytes in the file, but only {raw.p_memsz} in memory")
     if raw.p_offset + raw.p_filesz > len(data):
         raise ImageError(
-            f"{what} is truncated: it ends at byte {raw.p_offset + raw.p_filesz}, the file has {len(data)} bytes"
+            f"{what} is truncated: it ends at byte {raw.p_offset + raw.p_filesz}, "
+            f"the file has {len(data)} bytes"
         )
     return Segment(
         number, raw.p_offset, raw.p_filesz, raw.p_memsz, raw.p_paddr, raw.p_vaddr,

@@ -1,4 +1,4 @@
-"""ELF section headers for Multiboot kernels, which find their own symbols through them (0.6.96, 3.3, "syms")."""
+"""ELF section headers for Multiboot kernels: they lead a kernel to its own symbols (0.6.96, 3.3, "syms")."""
 
 from __future__ import annotations
 

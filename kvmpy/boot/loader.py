@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
     from kvmpy.boot.payload import BootOptions, Payload
 
-# More than any image made for a PC without an operating system; keeps a wrong file from filling the host's
-# memory.
+# More than any image for a bare PC; keeps a wrong file from filling the host's memory.
 LARGEST = 1 << 30
 
 
@@ -26,7 +25,7 @@ class Format:
     """One line for people."""
 
     load: Callable[[bytes, BootOptions], Payload]
-    """Bytes and options in, Payload out; ImageError for a bad image, UsageError for options it has no use for."""
+    """Bytes and options in, Payload out. ImageError for a bad image, UsageError for options without use."""
 
 
 class _Formats:
@@ -74,14 +73,15 @@ def load(data: bytes, options: BootOptions) -> Payload:
 
 
 def read(path: str | PathLike[str], largest: int = LARGEST) -> bytes:
-    """The contents of an image file. ImageError if it is missing, unreadable, not a file, empty or too large."""
+    """The contents of an image file. ImageError if missing, unreadable, no plain file, empty or too large."""
     import os
     import stat
+    from io import FileIO
 
     try:
         # A FIFO would block the open for ever without O_NONBLOCK; for plain files the flag means nothing.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb", buffering=0) as file:
+        try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError(f"{path}: an image must be a plain file, this is {_kind(status.st_mode)}")
@@ -89,7 +89,9 @@ def read(path: str | PathLike[str], largest: int = LARGEST) -> bytes:
                 raise ImageError(
                     f"{path}: {status.st_size} bytes are more than the {largest} an image may have"
                 )
-            data = file.readall()
+            data = FileIO(fd, closefd=False).readall()
+        finally:
+            os.close(fd)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{path}: the image can't be read: {reason}") from error

@@ -1,4 +1,4 @@
-"""The memory map of a PC, as BIOS call E820 would give it; Multiboot, fw_cfg and Linux hand it to the guest."""
+"""The memory map of a PC, as BIOS call E820 gives it; Multiboot, fw_cfg and Linux hand it to the guest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOUR_GIB = 1 << 32
 
 
 def memory_map(ram: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(start, length, type) of each area, ordered and free of overlaps; ``ram`` is (start, length) pairs in bytes.
+    """(start, length, type) of each area, ordered, without overlaps; ``ram`` is (start, length) pairs in bytes.
 
     Usable is all RAM but what lies from 639 KiB to 1 MiB, where a PC has its EBDA, video memory and BIOS.
     """

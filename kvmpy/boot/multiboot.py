@@ -32,7 +32,7 @@ LINEAR_GRAPHICS, EGA_TEXT = 0, 1
 
 
 def load(data: bytes, options: BootOptions) -> Payload:
-    """Payload of a Multiboot kernel: its memory, then the modules above it, then the information structure."""
+    """Payload of a Multiboot kernel: its memory, the modules above it, and the information structure."""
     options.refuse("multiboot", "load_address")
     if options.mode not in (None, "protected"):
         raise UsageError(
@@ -60,7 +60,7 @@ def load(data: bytes, options: BootOptions) -> Payload:
 
 
 def find_header(data: bytes, name: str) -> int:
-    """Offset of the header. ImageError if there is none that's whole, sums up to 0 and asks only for known things."""
+    """Offset of the header. ImageError if none is whole, sums up to 0 and asks only for what is known."""
     candidates = multiboot_magics(data)
     if not candidates:
         raise ImageError(
@@ -71,8 +71,8 @@ def find_header(data: bytes, name: str) -> int:
     if not valid:
         flags, checksum = struct.unpack_from("<2I", data, candidates[0] + 4)
         raise ImageError(
-            f"{name}: the Multiboot header at {candidates[0]:#x} has a bad checksum: {checksum:#x} instead of "
-            f"{-(MULTIBOOT_MAGIC + flags) & 0xFFFFFFFF:#x} (another format can be forced with --format)"
+            f"{name}: the Multiboot header at {candidates[0]:#x} has a bad checksum: {checksum:#x} instead "
+            f"of {-(MULTIBOOT_MAGIC + flags) & 0xFFFFFFFF:#x} (another format can be forced with --format)"
         )
     at = valid[0]
     flags = struct.unpack_from("<I", data, at + 4)[0]
@@ -85,13 +85,13 @@ def find_header(data: bytes, name: str) -> int:
     limit = min(len(data), MULTIBOOT_SEARCH)
     if at + size > limit:
         raise ImageError(
-            f"{name}: truncated Multiboot header: at {at:#x}, {size} bytes long, but it must end by {limit:#x}"
+            f"{name}: truncated Multiboot header: at {at:#x}, {size} bytes long, it must end by {limit:#x}"
         )
     return at
 
 
 def _video(data: bytes, at: int, flags: int, name: str) -> list[str]:
-    """What to tell about a request for a video mode: there is no display, and a kernel must cope with that."""
+    """What to say of a request for a video mode: there is no display, and a kernel must cope with that."""
     if not flags & WANT_VIDEO:
         return []
     kind, width, height, depth = struct.unpack_from("<4I", data, at + 32)
@@ -142,7 +142,7 @@ def _from_elf(data: bytes, layout: Layout, info: Info, notes: list[str]) -> tupl
 
     if data[:4] != b"\x7fELF":
         raise ImageError(
-            f"{layout.name}: the Multiboot kernel is no ELF file, and its header holds no load addresses (flag 16)"
+            f"{layout.name}: the Multiboot kernel is no ELF file, and its header has no load addresses (flag 16)"
         )
     parsed = elf.parse(data, layout.name)
     chunks = elf.place(data, parsed, layout)

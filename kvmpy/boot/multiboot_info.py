@@ -44,7 +44,7 @@ class Info:
         return len(self.build(0))
 
     def build(self, base: int) -> bytes:
-        """The structure for guest physical address ``base``, followed by the tables and strings it points at."""
+        """The structure for guest physical address ``base``, with the tables and strings it points at."""
         block = bytearray(INFO_SIZE)
         modules_at = _append(block, base, bytes(_MODULE.size * len(self.modules)))
         areas_at = _append(block, base, b"".join(_AREA.pack(20, *area) for area in self.areas))

@@ -1,4 +1,4 @@
-"""Firmware: a ROM that ends at 4 GiB, so that the CPU's first instruction after reset is in its last 16 bytes."""
+"""Firmware: a ROM that ends at 4 GiB; after reset the CPU fetches from its last 16 bytes."""
 
 from __future__ import annotations
 

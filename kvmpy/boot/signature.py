@@ -18,11 +18,9 @@ _THREE_WORDS = struct.Struct("<3I")
 
 # What a reset vector begins with: a far, near or short jump, behind a no-op, cli or wbinvd in some
 # firmware. Code that can be reached in 32-bit mode as well reads CR0 first.
-_RESET_CODE = tuple(
-    before + jump
-    for before in (b"", b"\x90", b"\x90\x90", b"\xfa", b"\x0f\x09")
-    for jump in (b"\xea", b"\x66\xea", b"\xe9", b"\xeb")
-) + (b"\x0f\x20\xc0",)
+_RESET_PREFIXES = (b"", b"\x90", b"\x90\x90", b"\xfa", b"\x0f\x09")
+_RESET_JUMPS = (b"\xea", b"\x66\xea", b"\xe9", b"\xeb")
+_RESET_CODE = (b"\x0f\x20\xc0", *(before + jump for before in _RESET_PREFIXES for jump in _RESET_JUMPS))
 
 
 def recognise(data: bytes | memoryview) -> str:

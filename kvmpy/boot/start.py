@@ -61,7 +61,7 @@ def protected(entry: int, layout: Layout) -> EntryState:
 
 
 def long(entry: int, layout: Layout, mappings: Sequence[Mapping] = ()) -> EntryState:
-    """64-bit mode at a virtual address. All RAM and the first 4 GiB are mapped to themselves, ``mappings`` come on top."""
+    """64-bit mode at a virtual address. RAM and the first 4 GiB are mapped to themselves; ``mappings`` are added."""
     from kvmpy.x86.paging import identity
 
     if not any(mapping.virtual <= entry < mapping.end for mapping in mappings):
