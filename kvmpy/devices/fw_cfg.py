@@ -115,7 +115,7 @@ class FwCfg(Device):
         """
         if key != key & KEY_MASK or not 0 <= key & 0x7FFF < KEYS or key == FILE_DIRECTORY:
             raise DeviceError(
-                f"fw_cfg: key {key:#x} can't be set; must be 0..0x3fff or 0x8000..0xbfff, and not 0x19 (files)"
+                f"fw_cfg: key {key:#x} can't be set, must be 0..0x3fff or 0x8000..0xbfff, not 0x19"
             )
         if len(data) > 0xFFFF_FFFF:
             raise DeviceError(
@@ -237,7 +237,7 @@ class FwCfg(Device):
         try:
             memory.write(at, status.to_bytes(4, "big"))
         except KvmpyError:
-            pass  # and here there is nowhere to tell it
+            return  # and here there is nowhere to tell it
 
     def _transfer(self, memory: DmaMemory, control: int, length: int, address: int) -> bool:
         """True if it went well. Raises what ``memory`` does."""
