@@ -105,8 +105,9 @@ walk:   xor     %edi, %edi
         add     $4096, %rdi
         cmp     %r8, %rdi
         jb      1b
-        mov     $4 << 30, %rdi
+        mov     $4 << 30, %rdi          # then once more, from here to r9
         mov     %r9, %r8
+        xor     %r9d, %r9d
         cmp     %r8, %rdi
         jb      1b
         ud2                             # back to ring 0

@@ -67,7 +67,7 @@ def build_images(
         text = json.dumps(index, indent=1) + "\n"
         (Path(scratch) / "index.json").write_text(text, encoding="utf-8")
         for name in (*_files(index), "index.json"):  # the index last: it vouches for the others
-            os.replace(Path(scratch) / name, output / name)
+            (Path(scratch) / name).replace(output / name)
     for name in set(_files(old)) - set(_files(index)):
         (output / name).unlink(missing_ok=True)
     return [output / name for name in (*_files(index), "index.json")]
@@ -76,7 +76,7 @@ def build_images(
 def read_metadata(path: Path) -> list[dict[str, Any]]:
     """The guests of an images.toml in its order, checked and with defaults filled in."""
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             tables = tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ImageBuildError(f"{path}: {error}") from error
@@ -116,7 +116,9 @@ def _size(name: str, value: object) -> int:
     unit = UNITS.get(text[-1:], 1)
     digits = text if unit == 1 else text[:-1]
     if not digits.isdecimal() or int(digits) == 0:
-        raise ImageBuildError(f"images.toml: guest {name}: memory is {value!r}, not a size such as 65536 or 64M")
+        raise ImageBuildError(
+            f"images.toml: guest {name}: memory is {value!r}, not a size such as 65536 or 64M"
+        )
     return int(digits) * unit
 
 
@@ -160,7 +162,7 @@ def _reason(command: Sequence[str], stderr: str) -> str:
 
 
 def _digest(source: Path, command: Sequence[str]) -> str:
-    """A hash of everything the images are made from: sources, this builder and the compiler's command line."""
+    """A hash of what the images are made from: sources, this builder and the compiler's command line."""
     digest = hashlib.sha256(repr((SCHEMA, tuple(command))).encode())
     for path in [Path(__file__), *_sources(source)]:
         try:

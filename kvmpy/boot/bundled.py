@@ -5,8 +5,6 @@ Sources and metadata live in guest_images/; building the package turns them into
 
 from __future__ import annotations
 
-import os
-
 from kvmpy.errors import ImageError
 
 TYPE_CHECKING = False  # so that mypy sees the imports below and a start-up doesn't pay for them
@@ -24,8 +22,13 @@ if TYPE_CHECKING:
         status: int | None  # its exit status, 0-119; None when it sets none (crash, never)
 
 
-DIRECTORY = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "_images")
+# Plain strings and open() here: pathlib alone would take as long to import as everything else in this file.
+DIRECTORY = __file__.rpartition("/boot/")[0] + "/_images"
 SCHEMA = 1  # of index.json, as native/images.py writes it
+FIELDS = {
+    "name", "file", "summary", "mode", "format", "load_address",
+    "cpus", "irqchip", "memory", "serial_input", "ends", "status",
+}  # fmt: skip
 
 
 class Bundled:
@@ -35,7 +38,7 @@ class Bundled:
 
     def __init__(self, entry: dict[str, Any], directory: str) -> None:
         self.name: str = entry["name"]
-        self.path: str = os.path.join(directory, entry["file"])
+        self.path: str = f"{directory}/{entry['file']}"
         self.format: str = entry["format"]  # "flat" or "elf"
         self.mode: str = entry["mode"]  # it starts in: "real", "protected" or "long"
         self.load_address: int = entry["load_address"]  # guest physical; a flat image starts there
@@ -55,7 +58,7 @@ class Bundled:
     def read(self) -> bytes:
         """The bytes of its image. Raises ImageError when the file is gone."""
         try:
-            with open(self.path, "rb") as file:
+            with open(self.path, "rb") as file:  # noqa: PTH123
                 return file.read()
         except OSError as error:
             raise ImageError(
@@ -84,15 +87,17 @@ def find(name: str, directory: str = DIRECTORY) -> Bundled:
 def _entries(directory: str) -> list[dict[str, Any]]:
     import json
 
-    path = os.path.join(directory, "index.json")
+    path = f"{directory}/index.json"
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
             index = json.load(file)
     except FileNotFoundError:
-        raise ImageError(f"the bundled guests aren't built ({path} is missing): install kvmpy again") from None
+        raise ImageError(
+            f"the bundled guests aren't built ({path} is missing): install kvmpy again"
+        ) from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: {error}: install kvmpy again") from error
-    if not isinstance(index, dict) or index.get("schema") != SCHEMA:
+    images = index.get("images") if isinstance(index, dict) and index.get("schema") == SCHEMA else None
+    if not isinstance(images, list) or not all(isinstance(e, dict) and e.keys() >= FIELDS for e in images):
         raise ImageError(f"{path}: not an index of schema {SCHEMA}: install kvmpy again")
-    images: list[dict[str, Any]] = index["images"]
     return images
