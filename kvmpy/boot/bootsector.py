@@ -36,7 +36,7 @@ def load(data: bytes, options: BootOptions) -> Payload:
         )
     if len(data) > LARGEST:
         raise ImageError(
-            f"{options.name}: {len(data)} bytes don't fit behind {BOOT_SECTOR:#x}: no more than {LARGEST} do, "
+            f"{options.name}: {len(data)} bytes don't fit behind {BOOT_SECTOR:#x}: at most {LARGEST} do, "
             "and there is no disk to read the rest from"
         )
     layout = Layout(options.ram, options.name)

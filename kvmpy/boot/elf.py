@@ -135,8 +135,8 @@ def _mappings(elf: Elf, layout: Layout, notes: list[str]) -> list[Mapping]:
     for segment in moved:
         if segment.virtual < identity_end or (segment.virtual - segment.physical) % PAGE:
             notes.append(
-                f"ELF segment {segment.number}, linked at {segment.virtual:#x}, is only to be found where it is "
-                f"loaded, at {segment.physical:#x}"
+                f"ELF segment {segment.number}, linked at {segment.virtual:#x}, is only mapped where it "
+                f"is loaded, at {segment.physical:#x}"
             )
             continue
         delta = segment.virtual - segment.physical

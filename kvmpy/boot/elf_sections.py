@@ -14,9 +14,11 @@ SHT_NOBITS = 8
 
 Table = tuple[int, int, int, int]
 
-# Of a section header: its struct, then the index of type, address, file offset, size and alignment.
+ALIGN = 64  # more than symbol tables and strings ask for
+
+# Of a section header: its struct, then the index of type, address, file offset and size.
 _HEADERS = {32: struct.Struct("<10I"), 64: struct.Struct("<IIQQQQIIQQ")}
-_TYPE, _ADDRESS, _OFFSET, _SIZE, _ALIGN = 1, 3, 4, 5, 8
+_TYPE, _ADDRESS, _OFFSET, _SIZE = 1, 3, 4, 5
 
 
 def load(data: bytes, elf: Elf, layout: Layout, notes: list[str]) -> tuple[Table | None, list[Chunk]]:
@@ -46,21 +48,25 @@ def _place(
     data: bytes, header: struct.Struct, table: tuple[int, int, int], layout: Layout
 ) -> tuple[Table, list[Chunk]]:
     count, offset, names = table
-    view = memoryview(data)
-    low = max([0x100000, *(base + size for base, size in layout.taken)])
-    headers = bytearray(view[offset : offset + count * header.size])
-    table_at = layout.find(len(headers), "the ELF section headers", low=low)
-    chunks = []
+    headers = bytearray(data[offset : offset + count * header.size])
+    block = len(headers)
+    places: list[tuple[int, int, int, int]] = []  # number, where in the block, where in the file, bytes
     for number in range(count):
-        fields = list(header.unpack_from(headers, number * header.size))
+        fields = header.unpack_from(headers, number * header.size)
         start, size = fields[_OFFSET], fields[_SIZE]
         if fields[_TYPE] in (SHT_NULL, SHT_NOBITS) or fields[_ADDRESS] or not size:
             continue
         if start + size > len(data):
             raise ImageError(f"{layout.name}: ELF section {number} is cut off")
-        align = fields[_ALIGN] if fields[_ALIGN] in (1, 2, 4, 8, 16, 32, 64) else 64
-        fields[_ADDRESS] = layout.find(size, f"ELF section {number}", low=low, align=align)
-        header.pack_into(headers, number * header.size, *fields)
-        chunks.append(Chunk(fields[_ADDRESS], view[start : start + size]))
-    chunks.append(Chunk(table_at, bytes(headers)))
-    return (count, header.size, table_at, names), chunks
+        block += -block % ALIGN
+        places.append((number, block, start, size))
+        block += size
+    low = max([0x100000, *(base + size for base, size in layout.taken)])
+    base = layout.find(block, "the ELF sections", low=low)
+    view = memoryview(data)
+    chunks = [Chunk(base + at, view[start : start + size]) for _, at, start, size in places]
+    for number, at, _, _ in places:
+        fields = header.unpack_from(headers, number * header.size)
+        moved = (*fields[:_ADDRESS], base + at, *fields[_ADDRESS + 1 :])
+        header.pack_into(headers, number * header.size, *moved)
+    return (count, header.size, base, names), [Chunk(base, bytes(headers)), *chunks]

@@ -18,7 +18,7 @@ FOUR_GIB = 1 << 32
 
 
 def memory_map(ram: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(start, length, type) of each area, ordered, without overlaps; ``ram`` is (start, length) pairs in bytes.
+    """(start, length, type) of each area, ordered, without overlaps; ``ram`` is (start, length) pairs, bytes.
 
     Usable is all RAM but what lies from 639 KiB to 1 MiB, where a PC has its EBDA, video memory and BIOS.
     """

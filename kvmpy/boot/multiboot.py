@@ -142,7 +142,7 @@ def _from_elf(data: bytes, layout: Layout, info: Info, notes: list[str]) -> tupl
 
     if data[:4] != b"\x7fELF":
         raise ImageError(
-            f"{layout.name}: the Multiboot kernel is no ELF file, and its header has no load addresses (flag 16)"
+            f"{layout.name}: the Multiboot kernel is no ELF file, and its header has no load addresses"
         )
     parsed = elf.parse(data, layout.name)
     chunks = elf.place(data, parsed, layout)
@@ -169,5 +169,5 @@ def _modules(options: BootOptions, layout: Layout, info: Info) -> list[Chunk]:
         address = layout.find(max(len(contents), 1), f"module {name}", low=low, align=PAGE)
         info.modules.append((address, address + len(contents), f"{name} {arguments}" if arguments else name))
         chunks.append(Chunk(address, contents))
-        low = address
+        low = address + len(contents)
     return chunks

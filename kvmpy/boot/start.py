@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvmpy.boot.layout import FOUR_GIB, Layout
+from kvmpy.boot.layout import FOUR_GIB, PAGE, Layout
 from kvmpy.errors import GuestMemoryError, ImageError, UsageError
 from kvmpy.x86 import entry as x86
 from kvmpy.x86.layout import STACK_TOP
@@ -61,7 +61,7 @@ def protected(entry: int, layout: Layout) -> EntryState:
 
 
 def long(entry: int, layout: Layout, mappings: Sequence[Mapping] = ()) -> EntryState:
-    """64-bit mode at a virtual address. RAM and the first 4 GiB are mapped to themselves; ``mappings`` are added."""
+    """64-bit mode at a virtual address; RAM and the first 4 GiB are identity-mapped, ``mappings`` on top."""
     from kvmpy.x86.paging import identity
 
     if not any(mapping.virtual <= entry < mapping.end for mapping in mappings):
@@ -77,8 +77,13 @@ def long(entry: int, layout: Layout, mappings: Sequence[Mapping] = ()) -> EntryS
 
 def _stack(layout: Layout) -> int | None:
     """Top of a stack; None where x86's usual place will do, because the image doesn't lie there."""
-    if layout.low < STACK_TOP or layout.free(STACK_TOP - STACK, STACK):
+    if layout.free(STACK_TOP - STACK, STACK):
         return None
+    if layout.low < STACK_TOP:
+        try:
+            return layout.find(PAGE, "the stack") + PAGE
+        except ImageError:
+            return None  # a machine of a page or two: the guest must know what it does
     return layout.find(STACK, "the stack") + STACK
 
 
