@@ -84,7 +84,7 @@ class Layout:
         busy = [(base, base + size) for base, size, _ in self._taken]
         busy += [(base, base + size) for base, size in LEGACY]
         starts = [low, *(base for base, _ in self.ram), *(end for _, end in busy)]
-        for start in sorted({max(low, -(-start // align) * align) for start in starts}):
+        for start in sorted({-(-max(low, start) // align) * align for start in starts}):
             end = start + length
             if end > high:
                 break

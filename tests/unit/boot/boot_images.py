@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MIB = 1 << 20
 EM_386, EM_X86_64, EM_AARCH64 = 3, 62, 183
@@ -64,18 +64,19 @@ def elf(
     rest = struct.pack(
         "<HHI" + ("QQQ" if bits == 64 else "III") + "I6H",
         type, machine, 1, entry, header_size if phoff is None else phoff, section_at, 0,
-        header_size, size if phentsize is None else phentsize, count, 64 if bits == 64 else 40, section_count, 0,
+        header_size, size if phentsize is None else phentsize, count, 64 if bits == 64 else 40,
+        section_count, 0,
     )  # fmt: skip
     return (ident + rest + headers).ljust(4096, b"\0") + contents + sections
 
 
 def multiboot_header(flags: int = 0, *fields: int, checksum: int | None = None) -> bytes:
-    """The header with a right checksum unless told otherwise; ``fields`` follow it (load addresses, video mode)."""
+    """The header, its checksum right unless told otherwise; ``fields`` follow (addresses, video mode)."""
     checksum = -(MULTIBOOT_MAGIC + flags) & 0xFFFFFFFF if checksum is None else checksum
     return struct.pack(f"<{3 + len(fields)}I", MULTIBOOT_MAGIC, flags, checksum, *fields)
 
 
-def multiboot_elf(flags: int = 3, code: bytes = b"\xf4", **options: int) -> bytes:
+def multiboot_elf(flags: int = 3, code: bytes = b"\xf4", **options: Any) -> bytes:
     """A 32-bit ELF at 1 MiB: the header, then ``code``, where it starts; 8 KiB of bss behind."""
     header = multiboot_header(flags)
     text = header + code

@@ -71,7 +71,10 @@ def test_format_can_be_forced() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "muliboot"}, "image format 'muliboot' is unknown (did you mean multiboot?): one of multiboot"),
+        (
+            {"format": "muliboot"},
+            "image format 'muliboot' is unknown (did you mean multiboot?): one of multiboot",
+        ),
         ({"mode": "unreal"}, "mode 'unreal' is unknown: one of real, protected, long"),
         ({"memory": 0}, "memory of 0 bytes"),
         ({"entry": -1}, "entry -0x1 isn't an address"),
@@ -93,7 +96,7 @@ def test_empty_image_is_refused() -> None:
 
 
 def test_linux_is_recognised_but_not_booted() -> None:
-    with pytest.raises(ImageError, match="Linux kernel .* can't boot yet"):
+    with pytest.raises(ImageError, match=r"Linux kernel .* can't boot yet"):
         boot(BZIMAGE)
     with pytest.raises(ImageError, match="no Linux kernel"):
         boot(SECTOR, format="linux")
@@ -111,7 +114,8 @@ def test_flat_starts_in_real_mode_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "cs", "ip"), [(0, 0, 0), (0x7C00, 0, 0x7C00), (0x12345, 0x1000, 0x2345), (0xFFFF0, 0xF000, 0xFFF0)]
+    ("address", "cs", "ip"),
+    [(0, 0, 0), (0x7C00, 0, 0x7C00), (0x12345, 0x1000, 0x2345), (0xFFFF0, 0xF000, 0xFFF0)],
 )
 def test_flat_real_mode_at_any_address(address: int, cs: int, ip: int) -> None:
     payload = boot(b"\xf4", mode="real", load_address=address)
@@ -170,8 +174,16 @@ def test_entry_is_where_a_flat_image_goes_unless_a_load_address_is_given() -> No
         (2 * MIB, {"memory": MIB}, "the image at 0x1000-0x200fff lies outside memory (RAM: 0x0-0xfffff)"),
         (16, {"load_address": 64 * MIB - 8}, "the image at 0x3fffff8-0x4000007 lies outside memory"),
         (16, {"load_address": (1 << 64) - 8}, "lies outside memory"),
-        (16, {"entry": 0x5000000, "load_address": 0x1000, "mode": "long"}, "entry 0x5000000 lies outside memory"),
-        (16, {"load_address": 0x100000}, "entry 0x100000 is out of reach in this mode: it must be below 0x100000"),
+        (
+            16,
+            {"entry": 0x5000000, "load_address": 0x1000, "mode": "long"},
+            "entry 0x5000000 lies outside memory",
+        ),
+        (
+            16,
+            {"load_address": 0x100000},
+            "entry 0x100000 is out of reach in this mode: it must be below 0x100000",
+        ),
         (4096, {"memory": 8192, "mode": "long", "load_address": 0x1000}, "no room for"),
     ],
 )
@@ -294,9 +306,9 @@ def test_files_that_cannot_be_images(tmp_path: Path) -> None:
         "/dev/zero": "must be a plain file, this is a device",
         "a\0b": "can't be read",
     }
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for name, message in expected.items():
         with pytest.raises(ImageError) as caught:
             read(str(tmp_path / name))
         assert message in str(caught.value)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
