@@ -151,7 +151,7 @@ class Cmos(ByteDevice):
         index = CENTURY if self.index == CENTURY_PS2 else self.index
         self._look()
         if index in TIME:
-            return self._time_registers()[TIME.index(index)] if self._updating else self.ram[index]
+            return self.ram[index] if self._setting else self._time_registers()[TIME.index(index)]
         if index == REG_A:
             return self.ram[REG_A] | (A_UIP if self._update_in_progress() else 0)
         if index == REG_C:
@@ -176,10 +176,10 @@ class Cmos(ByteDevice):
         elif index == REG_B:
             self._write_b(value)
         elif index in TIME:
-            if self._updating:
+            if not self._setting:
                 self._freeze()
             self.ram[index] = value
-            if self._updating:
+            if not self._setting:
                 self._thaw()
         elif index not in (REG_C, REG_D):
             self.ram[index] = value
@@ -250,9 +250,14 @@ class Cmos(ByteDevice):
         return self.ram[REG_A] & A_DIVIDER <= 0x20
 
     @property
+    def _setting(self) -> bool:
+        """The guest sets the time: the registers are bytes like any other until it is done."""
+        return bool(self.ram[REG_B] & B_SET)
+
+    @property
     def _updating(self) -> bool:
-        """The time registers follow."""
-        return self._running and not self.ram[REG_B] & B_SET
+        """The registers go up once a second."""
+        return self._running and not self._setting
 
     def _now(self) -> int:
         return self._clock() // 1000 + self.delta if self._running else self.held

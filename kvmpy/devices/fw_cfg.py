@@ -141,7 +141,10 @@ class FwCfg(Device):
             raise DeviceError(f"fw_cfg: file name {name!r} must be 1..{NAME_LENGTH} ASCII characters")
         key = self._files.get(name, FILE_FIRST + len(self._files))
         self.set(key, data, writable=writable)
-        self._files[name] = key
+        if name not in self._files:
+            self._files[name] = key
+            self._directory_stale = True
+            self._reselect()
         return key
 
     def item(self, key: int) -> bytes | None:

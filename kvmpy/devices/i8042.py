@@ -56,6 +56,11 @@ TAKES_DATA = frozenset((WRITE_MODE, WRITE_OUTPUT, WRITE_KEYBOARD_BUFFER, WRITE_A
 
 ACK = 0xFA
 KEYBOARD_TAKES_DATA = frozenset((0xED, 0xF0, 0xF3))  # LEDs, scan code set, typematic rate
+KEYBOARD_ANSWERS: dict[int, tuple[int, ...]] = {
+    0xEE: (0xEE,),  # echo
+    0xF2: (ACK, 0xAB, 0x83),  # identify: an MF2 keyboard
+    0xFF: (ACK, 0xAA),  # reset: self test passed
+}
 QUEUE = 16
 
 AUX_BYTE = 0x100  # in the queue: a byte that comes from the auxiliary side
@@ -207,23 +212,17 @@ class I8042(ByteDevice):
 
     def _keyboard(self, value: int) -> None:
         pending, self.keyboard_pending = self.keyboard_pending, 0
-        if value in KEYBOARD_TAKES_DATA:
+        if pending:
+            answer: tuple[int, ...] = (
+                (ACK, 2) if pending == 0xF0 and value == 0 else (ACK,)
+            )  # 2: the scan code set
+        elif value in KEYBOARD_TAKES_DATA:
             self.keyboard_pending = value
-        self._put(ACK)
-        if value in KEYBOARD_TAKES_DATA:
-            return
-        if pending == 0xF0 and value == 0:
-            self._put(2)  # which scan code set
-        elif pending:
-            pass
-        elif value == 0xFF:
-            self._put(0xAA)  # reset, self test passed
-        elif value == 0xF2:
-            self._put(0xAB)  # an MF2 keyboard
-            self._put(0x83)
-        elif value == 0xEE:
-            self._queue.pop()
-            self._put(0xEE)  # echo isn't acknowledged
+            answer = (ACK,)
+        else:
+            answer = KEYBOARD_ANSWERS.get(value, (ACK,))
+        for byte in answer:
+            self._put(byte)
 
     # The output buffer and its interrupts
 
