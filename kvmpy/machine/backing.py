@@ -12,7 +12,6 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from contextlib import suppress
 
 from kvmpy._native import ffi
 from kvmpy.errors import GuestMemoryError, UsageError
@@ -103,8 +102,10 @@ class Backing:
             return
         fd, self.fd = self.fd, -1
         view.release()
-        with suppress(BufferError):  # Somebody holds a view; the mapping ends with it.
+        try:  # noqa: SIM105 - contextlib would be one more import at start-up
             self.map.close()
+        except BufferError:
+            pass  # Somebody holds a view; the mapping ends with it.
         if fd >= 0:
             os.close(fd)
 

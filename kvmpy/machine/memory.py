@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from weakref import ref
 
-from kvmpy._native import ffi
 from kvmpy.errors import GuestMemoryError
 from kvmpy.machine.sizes import PAGE
 from kvmpy.machine.slots import LOG_DIRTY, MAX_SLOTS, READONLY, Slot, Slots
-from kvmpy.machine.watch import Watch
+from kvmpy.machine.watch import Views, Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,11 +38,10 @@ class GuestMemory(Slots):
         super().__init__(listener, max_slots=max_slots)
         self.on_write: list[Callable[[int, int], object]] = []
         """Called with (gpa, length) after each host write, but not one through a view: watch() has both."""
-        self._watches: tuple[Watch, ...] = ()
+        self._views = Views()
 
     def close(self) -> None:
         """Remove all slots and unmap them, as far as no views are left: those stay good until they go."""
-        self._watches = ()
         self.on_write = []
         super().close()
 
@@ -97,7 +94,7 @@ class GuestMemory(Slots):
         view = slot.backing.slice(gpa - slot.gpa, length)
         if slot.readonly and not force:
             return view.toreadonly()
-        return view if view.readonly else self._hand_out(slot, gpa, view)
+        return view if view.readonly else self._views.hand_out(gpa, view)
 
     def find(self, pattern: bytes, start: int = 0, stop: int | None = None) -> int:
         """The first guest physical address in ``start`` to ``stop`` where ``pattern`` lies whole, or -1."""
@@ -189,37 +186,22 @@ class GuestMemory(Slots):
     # Watching
 
     def watch(self) -> Watch:
-        """A record of what host code writes from now on; close it when it is no longer needed."""
-        with self._lock:
-            self._check_open()
-            viewed = [(s.viewed[0], s.viewed[1] - s.viewed[0]) for s in self._slots if s.viewed]
-            watch = Watch(viewed, self._unwatch)
-            self._watches = (*self._watches, watch)
-            self.on_write = [*self.on_write, watch.wrote]
+        """A record of what host code writes from now on, until unwatch()."""
+        self._check_open()
+        watch = self._views.watch()
+        self.on_write.append(watch.wrote)
         return watch
 
-    def _unwatch(self, watch: Watch) -> None:
-        with self._lock:
-            self._watches = tuple(other for other in self._watches if other is not watch)
-            self.on_write = [hook for hook in self.on_write if hook != watch.wrote]
+    def unwatch(self, watch: Watch) -> None:
+        """End a watch: writes cost nothing more. Twice is fine."""
+        self._views.unwatch(watch)
+        if watch.wrote in self.on_write:
+            self.on_write.remove(watch.wrote)
 
     def _wrote(self, gpa: int, length: int) -> None:
         if length:
-            for hook in self.on_write:
+            for hook in tuple(self.on_write):
                 hook(gpa, length)
-
-    def _hand_out(self, slot: Slot, gpa: int, view: memoryview) -> memoryview:
-        length = len(view)
-        watches = self._watches
-        if not watches:
-            low, high = slot.viewed or (gpa, gpa)
-            slot.viewed = (min(low, gpa), max(high, gpa + length))
-            return view
-        # Slices outlive the memoryview they are of, but all keep the object below: it goes with the last.
-        below = ffi.buffer(ffi.from_buffer(view))
-        for watch in watches:
-            watch.viewed(gpa, length, ref(below))
-        return memoryview(below)
 
     def _one_slot(self, verb: str, gpa: int, length: int) -> Slot:
         starts, _ = self._map
@@ -256,6 +238,8 @@ class GuestMemory(Slots):
         pieces = self._pieces("write", gpa, length)
         for _, _, _, slot in pieces:
             self._check_writable("write", gpa, length, slot, force)
+        if not pieces:
+            return
         source = memoryview(data).cast("B")
         done = 0
         for mapping, at, n, _ in pieces:

@@ -38,7 +38,7 @@ _NO_REGION: Region = (-(1 << 200), 0, None, True)
 class Slot:
     """A memory slot: ``size`` bytes of a backing, from ``gpa`` up to, not including, ``end``."""
 
-    __slots__ = ("backing", "end", "flags", "gpa", "name", "number", "size", "viewed")
+    __slots__ = ("backing", "end", "flags", "gpa", "name", "number", "size")
 
     def __init__(self, number: int, gpa: int, backing: Backing, flags: int, name: str) -> None:
         self.number = number
@@ -48,8 +48,6 @@ class Slot:
         self.backing = backing
         self.flags = flags
         self.name = name
-        self.viewed: tuple[int, int] | None = None
-        """First and last-plus-one GPA of writable views handed out while nobody watched."""
 
     @property
     def readonly(self) -> bool:
@@ -120,16 +118,10 @@ class Slots:
         ``gpa`` and size are multiples of 4096. Raises GuestMemoryError if it overlaps a slot (names both),
         is misaligned or beyond 2**52, UsageError for a bad size; a backing passed in then stays the caller's.
         """
-        made = not isinstance(memory, Backing)
-        backing = anonymous(memory) if not isinstance(memory, Backing) else memory
-        try:
-            return self._add(
-                gpa, backing, (READONLY if readonly else 0) | (LOG_DIRTY if log_dirty else 0), name
-            )
-        except BaseException:
-            if made:
-                backing.close()
-            raise
+        flags = (READONLY if readonly else 0) | (LOG_DIRTY if log_dirty else 0)
+        if isinstance(memory, Backing):
+            return self._add(gpa, memory, flags, name)
+        return self._add_or_close(gpa, anonymous(memory), flags, name)
 
     def add_ram(
         self, size: int, make: Callable[[int, int], Backing] | None = None, *, huge: str | None = None
@@ -141,14 +133,16 @@ class Slots:
         """
         slots: list[Slot] = []
         offset = 0
-        for gpa, length in ram_layout(size):
-            backing = make(length, offset) if make else anonymous(length, huge=huge, phase=gpa % HUGE_PAGE)
-            try:
-                slots.append(self.add(gpa, backing, name="ram" if gpa == 0 else "high ram"))
-            except BaseException:
-                backing.close()
-                raise
-            offset += length
+        try:
+            for gpa, length in ram_layout(size):
+                phase = gpa % HUGE_PAGE
+                backing = make(length, offset) if make else anonymous(length, huge=huge, phase=phase)
+                slots.append(self._add_or_close(gpa, backing, 0, "high ram" if gpa else "ram"))
+                offset += length
+        except BaseException:
+            for slot in slots:
+                self.remove(slot)
+            raise
         return slots
 
     def remove(self, slot: Slot) -> None:
@@ -215,6 +209,13 @@ class Slots:
         slots = ", ".join(str(slot) for slot in self._slots)
         return f"<GuestMemory {'closed' if self._closed else slots or 'empty'}>"
 
+    def _add_or_close(self, gpa: int, backing: Backing, flags: int, name: str) -> Slot:
+        try:
+            return self._add(gpa, backing, flags, name)
+        except BaseException:
+            backing.close()
+            raise
+
     def _add(self, gpa: int, backing: Backing, flags: int, name: str) -> Slot:
         with self._lock:
             self._check_open()
@@ -229,8 +230,8 @@ class Slots:
         return slot
 
     def _publish(self, slots: tuple[Slot, ...]) -> None:
-        # A region: the slot's end, its GPA less where it is in the mapping, the mapping, and whether it takes no
-        # plain writes. One assignment changes the map, so that other threads see the old or the new.
+        # A region: the slot's end, its GPA less its offset in the mapping, the mapping, and whether it takes
+        # no plain writes. One assignment changes the map, so that other threads see the old or the new.
         self._slots = slots
         regions = [_NO_REGION]
         for slot in slots:

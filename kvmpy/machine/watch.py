@@ -5,32 +5,76 @@ The translate engine keeps translated code and a snapshot keeps a dirty map; nei
 
 from __future__ import annotations
 
-from threading import Lock
+from threading import RLock
+from weakref import ref
+
+from kvmpy._native import ffi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    Range = tuple[int, int]
+    View = tuple[int, int, Callable[[], object]]
+
 _MANY = 4096
+
+
+class Views:
+    """The writable views of one guest memory that are still in somebody's hands, and who wants to know."""
+
+    __slots__ = ("_living", "_lock", "_sweep_at", "_watches")
+
+    def __init__(self) -> None:
+        # Reentrant, because a signal handler may ask for a view too.
+        self._lock = RLock()
+        self._living: list[View] = []
+        self._sweep_at = 64
+        self._watches: tuple[Watch, ...] = ()
+
+    def hand_out(self, gpa: int, view: memoryview) -> memoryview:
+        """``view`` (of memory at ``gpa``) in a form whose end, and that of all made from it, is noticed."""
+        # Slices and arrays outlive the memoryview they are of, but keep the object below: it goes with the last.
+        below = ffi.buffer(ffi.from_buffer(view))
+        entry = (gpa, len(view), ref(below))
+        with self._lock:
+            self._living.append(entry)
+            if len(self._living) > self._sweep_at:
+                self._living = self._still_living()
+                self._sweep_at = max(64, 2 * len(self._living))
+            for watch in self._watches:
+                watch.viewed(entry)
+        return memoryview(below)
+
+    def watch(self) -> Watch:
+        """A new watch, which knows of all views there are."""
+        with self._lock:
+            watch = Watch(self._still_living())
+            self._watches = (*self._watches, watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        """Tell a watch of no more views."""
+        with self._lock:
+            self._watches = tuple(other for other in self._watches if other is not watch)
+
+    def _still_living(self) -> list[View]:
+        return [view for view in self._living if view[2]() is not None]
 
 
 class Watch:
     """The ranges that host code wrote, or could have written, since the last :meth:`take`.
 
-    Made by :meth:`GuestMemory.watch`. A writable view counts as written for as long as it lives, anything
-    sliced or built from it (a numpy array) included. Without a watch memory keeps no record.
+    Made by :meth:`GuestMemory.watch`, ended by :meth:`GuestMemory.unwatch`. A writable view counts as written
+    for as long as it lives, anything sliced or built from it (a numpy array) included.
     """
 
-    __slots__ = ("_lock", "_stop", "_views", "_written")
+    __slots__ = ("_lock", "_views", "_written")
 
-    def __init__(self, before: Iterable[tuple[int, int]], stop: Callable[[Watch], None]) -> None:
-        self._lock = Lock()
-        self._stop = stop
-        self._written: list[tuple[int, int]] = []
-        # Nobody knows whether views from before the watch still live, so these are taken to live for ever.
-        self._views: list[tuple[int, int, Callable[[], object]]] = [
-            (gpa, n, lambda: True) for gpa, n in before
-        ]
+    def __init__(self, views: Iterable[View]) -> None:
+        self._lock = RLock()
+        self._written: list[Range] = []
+        self._views = list(views)
 
     def wrote(self, gpa: int, length: int) -> None:
         """Host code wrote ``length`` bytes at ``gpa``."""
@@ -39,14 +83,14 @@ class Watch:
             if len(self._written) > _MANY:
                 self._written = _coarse(self._written)
 
-    def viewed(self, gpa: int, length: int, alive: Callable[[], object]) -> None:
-        """A writable view was handed out; ``alive()`` is None once it is gone."""
+    def viewed(self, view: View) -> None:
+        """A writable view was handed out: its address, length, and what returns None once it is gone."""
         with self._lock:
-            self._views.append((gpa, length, alive))
+            self._views.append(view)
             if len(self._views) > _MANY:
                 self._bury()
 
-    def take(self) -> list[tuple[int, int]]:
+    def take(self) -> list[Range]:
         """(guest physical address, length) of each range since the last call: sorted, no two touch."""
         if not self._written and not self._views:
             return []
@@ -57,8 +101,8 @@ class Watch:
         return merge(found)
 
     def _bury(self) -> None:
-        """Dead views can't be written any more: one range each is all that is left of them to tell."""
-        living = []
+        """Dead views can't be written any more: their ranges are all that is left to tell of them."""
+        living: list[View] = []
         for view in self._views:
             if view[2]() is None:
                 self._written.append(view[:2])
@@ -67,14 +111,10 @@ class Watch:
         self._views = living
         self._written = _coarse(self._written)
 
-    def close(self) -> None:
-        """Stop watching. Twice is fine."""
-        self._stop(self)
 
-
-def merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def merge(ranges: Iterable[Range]) -> list[Range]:
     """(address, length) ranges, sorted, with those that touch or overlap made one."""
-    merged: list[tuple[int, int]] = []
+    merged: list[Range] = []
     end = -1
     for gpa, length in sorted(ranges):
         if merged and gpa <= end:
@@ -86,13 +126,12 @@ def merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _coarse(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """At most half of ``_MANY`` ranges that cover ``ranges``, and more where it can't be helped."""
+def _coarse(ranges: list[Range]) -> list[Range]:
+    """Few ranges, at most half of ``_MANY``, that cover ``ranges`` and where need be more than them."""
     ranges = merge(ranges)
     size = 4096
     while len(ranges) > _MANY // 2:
-        ranges = merge(
-            (gpa - gpa % size, (gpa % size + length + size - 1) // size * size) for gpa, length in ranges
-        )
+        firsts = [(gpa // size * size, gpa + length) for gpa, length in ranges]
+        ranges = merge((first, -(-end // size) * size - first) for first, end in firsts)
         size *= 2
     return ranges
