@@ -254,7 +254,7 @@ class CpuidTable:
     def brand(self) -> str:
         """The brand string of leaves 0x80000002-4, up to 47 characters."""
         words = [word for leaf in (0x80000002, 0x80000003, 0x80000004) for word in self.get(leaf)]
-        return _text(words).strip()
+        return _text(words).strip(" ")
 
     @brand.setter
     def brand(self, text: str) -> None:

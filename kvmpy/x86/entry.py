@@ -285,7 +285,9 @@ class _Plan:
         if self.tables:
             linear = self.tables.virtual_of(at, self.pages_at) or 0
             cr4 |= bits.CR4_PGE if any(m.global_page for m in self.tables.mappings) else 0
-        stack = layout.default_stack(self.memory_size, (at, self.size)) if self.stack is None else self.stack
+        stack = self.stack
+        if stack is None:
+            stack = layout.default_stack(self.memory_size, [*self.avoid, (at, self.size)])
         self._check_stack(stack)
         tss = self._tss(linear + self.pages_at if self.ring else stack)
         task = segments.task(layout.TSS, linear + layout.TSS_OFFSET, len(tss) - 1)

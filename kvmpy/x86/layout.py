@@ -4,7 +4,8 @@
 0x00000 - 0x003ff     real-mode interrupt vector table (left to the guest)
 0x00400 - 0x004ff     BIOS data area (left to the guest or to `kvmpy.boot`)
 0x01000 - 0x7ffff     the image: flat binaries from 0x1000, a boot sector at 0x7c00
-0x80000               initial stack pointer of protected and long mode; the stack grows down
+0x80000               initial stack pointer of protected and long mode; the stack grows down. Elsewhere
+                      if the image or the tables take the 16 KiB below
 0x80000 - 0x9efff     *tables*: GDT, TSS, IDT, ring-0 stack, page tables, packed against the top
 0x9f000 - 0x9ffff     left free: EBDA and MP tables live here on a PC
 0xa0000 - 0xfffff     no tables here: VGA window, option ROMs, BIOS shadow
@@ -36,6 +37,7 @@ GIB = 1 << 30
 BOOT_SECTOR = 0x7C00
 FLAT_IMAGE = 0x1000
 STACK_TOP = 0x80000
+STACK_ROOM = 0x4000
 TABLES_START = 0x80000
 TABLES_END = 0x9F000
 LEGACY_START = 0xA0000
@@ -113,10 +115,19 @@ def check_tables(address: int, size: int, memory_size: int) -> None:
         )
 
 
-def default_stack(memory_size: int, tables: tuple[int, int]) -> int:
-    """Top of the default stack, given where the tables are: (address, length)."""
+def default_stack(memory_size: int, taken: Iterable[tuple[int, int]]) -> int:
+    """Top of the default stack, clear of what is ``taken``: (address, length) of tables and image.
+
+    0x80000 if the 16 KiB below it are free RAM, else the top of the highest gap of that size. Where there
+    is none the stack is the caller's problem: the top is 0x80000 or the end of RAM, whatever lies there.
+    """
     top = min(memory_size & ~15, STACK_TOP)
-    start, length = tables
-    if length and start < top and start + length > top - 4 * PAGE:
-        return start
+    blocks = sorted((start, start + length) for start, length in taken if length > 0)
+    if top >= STACK_ROOM and not any(start < top and end > top - STACK_ROOM for start, end in blocks):
+        return top
+    for floor, ceiling in ((PAGE, min(memory_size, TABLES_END)), (HIGH_MEMORY, memory_size)):
+        for size in (STACK_ROOM, PAGE):
+            base = _highest_gap(size, floor, ceiling & ~(PAGE - 1), blocks)
+            if base is not None:
+                return base + size
     return top
