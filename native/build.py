@@ -62,7 +62,9 @@ class BuildNative(build_ext):  # type: ignore[misc]
     def _describe(self, extension: Extension) -> None:
         extension.sources = sorted(os.path.relpath(path, ROOT) for path in HERE.glob("*.c"))
         extension.depends = sorted(
-            os.path.relpath(path, ROOT) for pattern in ("*.h", "*.cdef", "*.py") for path in HERE.glob(pattern)
+            os.path.relpath(path, ROOT)
+            for pattern in ("*.h", "*.cdef", "*.py")
+            for path in HERE.glob(pattern)
         )
         extension.include_dirs = [str(HERE)]
         extension.libraries = ["dl", "pthread", "rt"]

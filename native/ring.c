@@ -5,7 +5,7 @@
 
 #include "ring.h"
 
-struct kvmpy_ring *kvmpy_ring_new(uint64_t capacity, int lossless)
+struct kvmpy_ring *kvmpy_ring_new(uint64_t capacity, int mode)
 {
 	struct kvmpy_ring *ring = aligned_alloc(64, sizeof(*ring));
 
@@ -13,7 +13,7 @@ struct kvmpy_ring *kvmpy_ring_new(uint64_t capacity, int lossless)
 		return NULL;
 	memset(ring, 0, sizeof(*ring));
 	ring->capacity = capacity;
-	ring->lossless = lossless;
+	ring->mode = mode;
 	ring->records = calloc(capacity, sizeof(*ring->records));
 	if (!ring->records) {
 		free(ring);
@@ -32,7 +32,7 @@ void kvmpy_ring_free(struct kvmpy_ring *ring)
 
 static bool room(struct kvmpy_ring *ring)
 {
-	if (likely(ring->head - ring->seen_tail < ring->capacity))
+	if (likely(ring->head - ring->seen_tail < ring->capacity || ring->mode == KVMPY_RING_LAST))
 		return true;
 	ring->seen_tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE);
 	return ring->head - ring->seen_tail < ring->capacity;
@@ -40,7 +40,7 @@ static bool room(struct kvmpy_ring *ring)
 
 bool kvmpy_ring_ready(struct kvmpy_ring *ring)
 {
-	return room(ring) || !ring->lossless;
+	return room(ring) || ring->mode != KVMPY_RING_LOSSLESS;
 }
 
 void kvmpy_ring_log(struct kvmpy_vcpu *vcpu, const struct kvmpy_record *record)
@@ -58,9 +58,9 @@ void kvmpy_ring_log(struct kvmpy_vcpu *vcpu, const struct kvmpy_record *record)
 /* Copies out up to most records, oldest first; returns how many. */
 uint64_t kvmpy_ring_drain(struct kvmpy_ring *ring, struct kvmpy_record *into, uint64_t most)
 {
-	uint64_t tail = ring->tail;
-	uint64_t there = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE) - tail;
-	uint64_t done = there < most ? there : most;
+	uint64_t head = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE);
+	uint64_t tail = head - ring->tail > ring->capacity ? head - ring->capacity : ring->tail;
+	uint64_t done = head - tail < most ? head - tail : most;
 	uint64_t start = tail & (ring->capacity - 1);
 	uint64_t first = done < ring->capacity - start ? done : ring->capacity - start;
 

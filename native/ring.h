@@ -19,17 +19,24 @@ struct kvmpy_record {
 	uint8_t reserved[5];
 };
 
+/* What a full ring does. */
+enum kvmpy_ring_mode {
+	KVMPY_RING_COUNTED,	/* counts what it drops */
+	KVMPY_RING_LOSSLESS,	/* stops the vCPU */
+	KVMPY_RING_LAST,	/* forgets the oldest: read it only while the vCPU doesn't run */
+};
+
 struct kvmpy_ring {
 	uint64_t head __attribute__((aligned(64)));	/* records ever written: the vCPU's side */
 	uint64_t dropped;
 	uint64_t seen_tail;				/* tail as last read by the vCPU */
 	uint64_t tail __attribute__((aligned(64)));	/* records ever read: the reader's side */
 	uint64_t capacity __attribute__((aligned(64)));	/* a power of two */
-	uint64_t lossless;	/* full: stop the vCPU; otherwise count what is dropped */
+	uint64_t mode;		/* enum kvmpy_ring_mode */
 	struct kvmpy_record *records;
 };
 
-struct kvmpy_ring *kvmpy_ring_new(uint64_t capacity, int lossless);
+struct kvmpy_ring *kvmpy_ring_new(uint64_t capacity, int mode);
 void kvmpy_ring_free(struct kvmpy_ring *ring);
 uint64_t kvmpy_ring_drain(struct kvmpy_ring *ring, struct kvmpy_record *into, uint64_t most);
 

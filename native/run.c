@@ -389,7 +389,9 @@ int kvmpy_run(struct kvmpy_vcpu *vcpu)
 {
 	int result = take_up(vcpu);
 
-	while (likely(!result)) {
+	if (result)
+		return result;
+	do {
 		int error = vcpu->enter(vcpu);
 
 		if (unlikely(error)) {
@@ -399,9 +401,12 @@ int kvmpy_run(struct kvmpy_vcpu *vcpu)
 		count_exit(vcpu);
 		if (unlikely(coalesced(vcpu))) {
 			vcpu->pending = KVMPY_HANDLE;
-			return KVMPY_COALESCED;
+			result = KVMPY_COALESCED;
+			break;
 		}
 		result = handle(vcpu);
-	}
+	} while (likely(!result));
+	/* Whatever way it left the guest, KVM put the asked-for registers into *run. */
+	vcpu->fresh = vcpu->run->kvm_valid_regs;
 	return result;
 }

@@ -99,6 +99,7 @@ struct kvmpy_vcpu {
 	int fd;
 	uint32_t index;
 	uint32_t trace;			/* log every exit, whoever handles it */
+	uint32_t fresh;			/* KVM_SYNC_X86_* of register sets in *run that are the vCPU's */
 	struct kvmpy_access access;
 	struct kvmpy_elements elements;
 

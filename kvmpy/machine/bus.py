@@ -1,0 +1,355 @@
+"""Who owns which port, address, MSR or hypercall, and where an access to it is handled.
+
+Every change builds a new table for the C loop and publishes it with one pointer, so vCPUs read without a lock and a
+change while the guest runs loses no exit: each is handled once, by the table it found.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from threading import RLock
+
+from kvmpy._native import ffi, lib
+from kvmpy.errors import BusError
+from kvmpy.machine.rules import ALL_ONES, Count, Drop, Fifo, Latch, Native, Python, Rule
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    Reader = Callable[[int, int], int]
+    Writer = Callable[[int, int, int], object]
+
+FIRST_ID = lib.KVMPY_UNOWNED + lib.KVMPY_SPACES
+_PYTHON = Python()
+
+
+class Range:
+    """Addresses with one owner: ``first`` to ``last``, both included. Attach and detach through the space."""
+
+    __slots__ = ("_rule", "first", "id", "last", "name", "owner", "place", "read", "space", "write")
+
+    def __init__(self, space: Space, first: int, last: int, name: str, owner: object) -> None:
+        self.space = space
+        self.first = first
+        self.last = last
+        self.name = name
+        self.owner = owner
+        self.id = 0
+        self.read: Reader | None = None
+        self.write: Writer | None = None
+        self.place = "python"
+        self._rule: Rule = _PYTHON
+
+    def __repr__(self) -> str:
+        return f"<{self.space.name} {self} place={self.place}>"
+
+    def __str__(self) -> str:
+        return f"{self.first:#x}-{self.last:#x} ({self.name})"
+
+    @property
+    def length(self) -> int:
+        """Addresses in the range."""
+        return self.last - self.first + 1
+
+    @property
+    def rule(self) -> Rule:
+        """What C does with an access; a :class:`~kvmpy.machine.rules.Python` means nothing."""
+        return self._rule
+
+    @property
+    def count(self) -> int:
+        """Accesses so far, wherever they were handled, over all vCPUs."""
+        return self.space.bus.count(self.id)
+
+
+class Space:
+    """One address space of a machine: ``machine.ports``, ``machine.mmio``, ``machine.msr_exits``, …
+
+    ``space[0x3f8:0x400] = device`` attaches, ``space[0x3f8]`` is the :class:`Range` that owns the address,
+    ``del space[0x3f8]`` detaches it. Ranges never overlap.
+    """
+
+    def __init__(self, bus: Bus, number: int, name: str, limit: int) -> None:
+        self.bus = bus
+        self.number = number
+        self.name = name
+        self.limit = limit
+        self._firsts: list[int] = []
+        self._ranges: list[Range] = []
+
+    def __iter__(self) -> Iterator[Range]:
+        return iter(tuple(self._ranges))
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def attach(self, first: int, length: int, owner: object, name: str | None = None) -> Range:
+        """Gives ``length`` addresses from ``first`` on to ``owner``; returns the new range.
+
+        The owner is a device (an object with ``read(offset, size) -> int`` and ``write(offset, value, size)``; one of
+        the two may be missing) or a :class:`~kvmpy.machine.rules.Rule`. Sizes are 1, 2, 4 or 8 bytes; an access
+        that crosses the end of the range arrives byte by byte.
+
+        Raises BusError: addresses outside the space, overlap with another range, an owner that is neither.
+        """
+        last = first + length - 1
+        if length <= 0 or first < 0 or last > self.limit:
+            raise BusError(
+                f"{self.name} range {first:#x}, length {length:#x}: the {self.name} space is 0x0-{self.limit:#x}"
+            )
+        new = Range(self, first, last, name or _name_of(owner), owner)
+        if isinstance(owner, Rule):
+            owner.check(first, last)
+            new._rule = owner
+            new.place = "c"
+        else:
+            new.read, new.write = getattr(owner, "read", None), getattr(owner, "write", None)
+            if not callable(new.read) and not callable(new.write):
+                raise BusError(
+                    f"{new}: the owner has neither read(offset, size) nor write(offset, value, size)"
+                )
+        with self.bus.lock:
+            self._insert(new)
+        return new
+
+    def _insert(self, new: Range) -> None:
+        at = bisect_right(self._firsts, new.first)
+        for other in self._ranges[max(at - 1, 0) : at + 1]:
+            if new.first <= other.last and other.first <= new.last:
+                raise BusError(f"new {self.name} range {new} overlaps {other}")
+        self.bus.register(new)
+        self._firsts.insert(at, new.first)
+        self._ranges.insert(at, new)
+        self.bus.changed()
+
+    def detach(self, range_: Range) -> None:
+        """Nobody's from now on; its count stays readable."""
+        with self.bus.lock:
+            at = self._ranges.index(range_)
+            del self._ranges[at], self._firsts[at]
+            self.bus.changed()
+
+    def find(self, address: int) -> Range | None:
+        """The range that owns ``address``."""
+        at = bisect_right(self._firsts, address) - 1
+        if at >= 0 and address <= self._ranges[at].last:
+            return self._ranges[at]
+        return None
+
+    def __getitem__(self, key: int | slice) -> Range:
+        first, last = self._bounds(key)
+        found = self.find(first)
+        if found is None or last > found.last:
+            raise BusError(f"no range of the {self.name} space owns {first:#x}-{last:#x}")
+        return found
+
+    def __setitem__(self, key: int | slice, owner: object) -> None:
+        first, last = self._bounds(key)
+        self.attach(first, last - first + 1, owner)
+
+    def __delitem__(self, key: int | slice) -> None:
+        self.detach(self[key])
+
+    def _bounds(self, key: int | slice) -> tuple[int, int]:
+        if isinstance(key, int):
+            return key, key
+        if key.start is None or key.stop is None or key.step is not None or key.stop <= key.start:
+            raise BusError(
+                f"{self.name}[{key.start}:{key.stop}]: give first:last+1, as in ports[0x3f8:0x400]"
+            )
+        return key.start, key.stop - 1
+
+    def on_read(self, first: int, length: int = 1, name: str | None = None) -> Callable[[Reader], Reader]:
+        """Decorator: ``function(offset, size) -> int`` answers reads of the range."""
+
+        def attach(function: Reader) -> Reader:
+            self._half(first, length, name or _name_of(function), read=function)
+            return function
+
+        return attach
+
+    def on_write(self, first: int, length: int = 1, name: str | None = None) -> Callable[[Writer], Writer]:
+        """Decorator: ``function(offset, value, size)`` takes writes to the range."""
+
+        def attach(function: Writer) -> Writer:
+            self._half(first, length, name or _name_of(function), write=function)
+            return function
+
+        return attach
+
+    def _half(self, first: int, length: int, name: str, **half: Any) -> None:
+        """One half of a pair of functions: the other half may be there already."""
+        with self.bus.lock:
+            there = self.find(first)
+            same = there is not None and (there.first, there.length) == (first, length)
+            if same and isinstance(there.owner, _Pair) and there.owner.accepts(half):
+                there.owner.add(half)
+                there.read, there.write = there.owner.read, there.owner.write
+                self.bus.register(there)
+                return
+            self.attach(first, length, _Pair(half), name)
+
+    def drop(self, first: int, length: int = 1, value: int = ALL_ONES, name: str | None = None) -> Range:
+        """C ignores writes and answers reads with ``value``."""
+        return self.attach(first, length, Drop(value), name)
+
+    def count(self, first: int, length: int = 1, value: int = ALL_ONES, name: str | None = None) -> Range:
+        """As :meth:`drop`; the range's ``count`` says how often."""
+        return self.attach(first, length, Count(value), name)
+
+    def latch(self, first: int, length: int = 1, fill: int = 0, name: str | None = None) -> Range:
+        """C answers reads with what was last written."""
+        return self.attach(first, length, Latch(length, fill), name)
+
+    def fifo(self, first: int, length: int = 1, capacity: int = 65536, name: str | None = None) -> Fifo:
+        """C keeps what the guest writes in a queue, and answers its reads from another; returns the rule."""
+        rule = Fifo(capacity)
+        self.attach(first, length, rule, name)
+        return rule
+
+    def native(
+        self, first: int, length: int, function: Any, context: Any = None, name: str | None = None
+    ) -> Range:
+        """A native handler (see :class:`~kvmpy.machine.rules.Native`) owns the range."""
+        return self.attach(first, length, Native(function, context), name)
+
+
+class _Pair:
+    """A reader and a writer that were attached one after the other."""
+
+    def __init__(self, half: dict[str, Any]) -> None:
+        self.read: Reader | None = None
+        self.write: Writer | None = None
+        self.add(half)
+
+    def accepts(self, half: dict[str, Any]) -> bool:
+        return all(getattr(self, name) is None for name in half)
+
+    def add(self, half: dict[str, Any]) -> None:
+        for name, function in half.items():
+            setattr(self, name, function)
+
+
+def _name_of(owner: object) -> str:
+    name = getattr(owner, "name", None) or getattr(owner, "kind", None) or getattr(owner, "__name__", None)
+    return name if isinstance(name, str) else type(owner).__name__.lower()
+
+
+def _absent_read(offset: int, size: int) -> int:
+    return (1 << (8 * size)) - 1
+
+
+def _absent_write(offset: int, value: int, size: int) -> None:
+    pass
+
+
+class Bus:
+    """All address spaces of a machine, and the table the C loop reads.
+
+    ``handlers[2 * id]`` reads and ``handlers[2 * id + 1]`` writes the range of that id. Ids are never used twice, so
+    an exit that was on its way to Python while the range was changed still finds its handler.
+    """
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.native: Any = lib.kvmpy_bus_new()
+        self.handlers: list[Any] = [None] * (2 * FIRST_ID)
+        self.by_id: dict[int, Range] = {}
+        self.vcpus: list[Any] = []
+        self.ports = Space(self, lib.KVMPY_PIO, "port", 0xFFFF)
+        self.mmio = Space(self, lib.KVMPY_MMIO, "MMIO", (1 << 64) - 1)
+        self.msrs = Space(self, lib.KVMPY_MSR, "MSR", 0xFFFFFFFF)
+        self.hypercalls = Space(self, lib.KVMPY_HYPERCALL, "hypercall", (1 << 64) - 1)
+        self.spaces = (self.ports, self.mmio, self.msrs, self.hypercalls)
+        self._live = False
+        self._dirty = True
+        self._unowned: Rule = Drop()
+        self._table: tuple[Any, list[Rule]] | None = None
+        self._retired: list[tuple[Any, list[Rule]]] = []
+
+    def register(self, range_: Range) -> None:
+        """Makes the range's functions findable by the C loop's numbers. Raises BusError after 4096 ranges."""
+        if not range_.id:
+            range_.id = len(self.handlers) // 2
+            if range_.id >= lib.KVMPY_RANGES:
+                raise BusError(
+                    f"{range_}: a machine can have had {lib.KVMPY_RANGES - FIRST_ID} ranges at most"
+                )
+            self.handlers += [None, None]
+        self.by_id[range_.id] = range_
+        self.handlers[2 * range_.id] = range_.read or _absent_read
+        self.handlers[2 * range_.id + 1] = range_.write or _absent_write
+
+    def strict(self, read: Reader, write: Writer) -> None:
+        """Accesses nobody owns go to these functions instead of reading all ones."""
+        with self.lock:
+            for number in range(FIRST_ID - lib.KVMPY_UNOWNED):
+                self.handlers[2 * (number + lib.KVMPY_UNOWNED)] = read
+                self.handlers[2 * (number + lib.KVMPY_UNOWNED) + 1] = write
+            self._unowned = _PYTHON
+            self.changed()
+
+    def count(self, id_: int) -> int:
+        """Accesses to a range so far; of ports and addresses nobody owns for ids 1 and 2."""
+        return sum(int(vcpu.counts[id_]) for vcpu in self.vcpus)
+
+    def changed(self) -> None:
+        """The table is out of date: a running machine gets a new one now, another when it starts."""
+        self._dirty = True
+        if self._live:
+            self.publish()
+
+    def publish(self) -> None:
+        """Brings the C loop's table up to date; from now on changes do so by themselves."""
+        with self.lock:
+            self._live = True
+            if not self._dirty:
+                return
+            table, rules = self._build()
+            lib.kvmpy_bus_publish(self.native, table)
+            if self._table is not None:
+                self._retired.append(self._table)
+            self._table = (table, rules)
+            self._dirty = False
+            self._reclaim()
+
+    def _build(self) -> tuple[Any, list[Rule]]:
+        table = lib.kvmpy_table_new([len(space) for space in self.spaces])
+        if table == ffi.NULL:
+            raise MemoryError("no memory for the table of ranges")
+        rules = [self._unowned]
+        for space in self.spaces:
+            table.unowned[space.number].rule = self._unowned.native
+            entries = table.spaces[space.number].ranges
+            for at, range_ in enumerate(space):
+                entry = entries[at]
+                entry.first, entry.last, entry.id = range_.first, range_.last, range_.id
+                entry.rule = range_.rule.native
+                rules.append(range_.rule)
+        error = lib.kvmpy_table_seal(table)
+        assert error == 0, error
+        return table, rules
+
+    def _reclaim(self) -> None:
+        in_use = {int(ffi.cast("uintptr_t", vcpu.table)) for vcpu in self.vcpus}
+        keep = []
+        for table, rules in self._retired:
+            if int(ffi.cast("uintptr_t", table)) in in_use:
+                keep.append((table, rules))
+            else:
+                lib.kvmpy_table_free(table)
+        self._retired = keep
+
+    def close(self) -> None:
+        """Frees the tables; no vCPU may run any more. Closing twice is fine."""
+        with self.lock:
+            self.vcpus.clear()
+            if self._table is not None:
+                self._retired.append(self._table)
+                self._table = None
+            self._reclaim()
+            if self.native != ffi.NULL:
+                lib.kvmpy_bus_free(self.native)
+                self.native = ffi.NULL

@@ -1,0 +1,462 @@
+"""The machine: memory, buses, vCPUs and their life, on whatever engine is underneath."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+
+from kvmpy._native import lib
+from kvmpy.errors import UsageError
+from kvmpy.machine import exits, loop
+from kvmpy.machine.bus import Bus
+from kvmpy.machine.cpu import Cpu, kick
+from kvmpy.machine.engine import open_engine
+from kvmpy.machine.memory import GuestMemory
+from kvmpy.machine.result import REASONS, Ending, Result
+from kvmpy.machine.ring import Ring
+from kvmpy.machine.sizes import memory_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any, Self
+
+    from kvmpy.boot.payload import Payload
+    from kvmpy.machine.backing import Backing
+    from kvmpy.machine.exits import Exit
+    from kvmpy.machine.ring import Record
+    from kvmpy.x86.cpuid import CpuidTable
+
+    ExitHandler = Callable[[Exit], object]
+
+IRQCHIPS = ("none", "kernel", "split")
+MAX_CPUS = 255
+TICK = 0.02
+"""Seconds between two looks at whether halted vCPUs can ever wake up again."""
+
+
+class Machine:
+    """A virtual machine.
+
+    ``memory``   bytes, or text such as "64M"; whole pages of 4 KiB. Above 3 GiB it goes on at 4 GiB
+    ``cpus``     vCPUs, 1 to 255, and no more than the engine has
+    ``engine``   "kvm", "translate", or "auto": the first that works here
+    ``irqchip``  "none": HLT ends the run; "kernel": PIC, I/O APIC, local APICs and PIT in the kernel; "split": only
+                 the local APICs there. More than one vCPU started by INIT/SIPI needs one of the latter
+    ``strict``   an access to a port or address that nobody owns ends the run instead of reading all ones
+    ``history``  how many of the last exits of each vCPU to keep for crash reports
+    ``backing``  makes the RAM: called with (size, offset modulo 2 MiB), gives a :mod:`kvmpy.machine.backing`
+
+    A context manager; ``close()`` twice is fine.
+
+    Raises UsageError for a size or number that can't be, EngineError if no engine works here.
+    """
+
+    def __init__(
+        self,
+        memory: int | str = "64M",
+        cpus: int = 1,
+        engine: str = "auto",
+        *,
+        irqchip: str = "none",
+        strict: bool = False,
+        history: int = 0,
+        backing: Callable[[int, int], Backing] | None = None,
+    ) -> None:
+        self._closed = True
+        size = memory_size(memory)
+        if irqchip not in IRQCHIPS:
+            raise UsageError(f"irqchip {irqchip!r}: one of {', '.join(IRQCHIPS)}")
+        self.engine = open_engine(engine)
+        limit = min(MAX_CPUS, self.engine.max_vcpus)
+        if not 1 <= cpus <= limit:
+            raise UsageError(
+                f"{cpus} vCPUs: the {self.engine.name} engine on this host can have 1 to {limit}"
+            )
+        self.irqchip = irqchip
+        self.ending: Ending | None = None
+        self.guard = threading.RLock()
+        self.exit_handlers: dict[int, ExitHandler] = {}
+        self.cpus: list[Cpu] = []
+        self._running = False
+        self._rings: list[Ring] = []
+        self._ring_sink: Callable[[Cpu], None] | None = None
+        self._halted: set[int] = set()
+        self._errors: list[BaseException] = []
+        self._done = threading.Event()
+        self.bus = Bus()
+        self.memory = GuestMemory()
+        self.vm: Any = None
+        self._closed = False
+        try:
+            self._build(size, cpus, strict, history, backing)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, size: int, cpus: int, strict: bool, history: int, backing: Any) -> None:
+        self.vm = self.engine.create_vm(self.irqchip)
+        self.memory.add_ram(size, backing)
+        self.memory.connect(self.vm.map_memory)
+        for index in range(cpus):
+            self.cpus.append(Cpu(self, index, self.vm.create_vcpu(index)))
+        self.bus.vcpus = [cpu.native for cpu in self.cpus]
+        if strict:
+            self.bus.strict(self._strict_read, self._strict_write)
+        if history:
+            self.log(history, "last")
+
+    @property
+    def ports(self) -> Any:
+        """The port I/O space, 0x0 to 0xffff: see :class:`~kvmpy.machine.bus.Space`."""
+        return self.bus.ports
+
+    @property
+    def mmio(self) -> Any:
+        """Guest physical addresses outside RAM."""
+        return self.bus.mmio
+
+    # Life
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends and frees everything: vCPUs first, memory last. A second time does nothing."""
+        if self._closed:
+            return
+        if self._running:
+            raise UsageError("the machine is running: stop() it before it is closed")
+        self._closed = True
+        self.bus.close()
+        for cpu in self.cpus:
+            cpu.close()
+        if self.vm is not None:
+            self.vm.close()
+        self.memory.disconnect()
+        self.memory.close()
+        for ring in self._rings:
+            ring.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            import warnings
+
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=1)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "running" if self._running else "stopped"
+        return f"<Machine {self.engine.name}, {len(self.cpus)} vCPU, {self.memory.size >> 20} MiB, {state}>"
+
+    # Loading
+
+    def load(self, image: object, **options: Any) -> Payload:
+        """Loads a guest: a bundled guest's name, a path, bytes, or a Payload; returns the Payload.
+
+        ``options`` are those of :class:`kvmpy.boot.payload.BootOptions` (``mode``, ``entry``, ``append``, …). Puts
+        the first vCPU at the entry state. Raises ImageError, UsageError.
+        """
+        from kvmpy.machine.loading import load
+
+        return load(self, image, **options)
+
+    def default_cpuid(self, index: int) -> CpuidTable:
+        """What a vCPU's CPUID says unless it is edited: all that the engine can do on this host."""
+        table: CpuidTable = self.engine.cpuid(index, len(self.cpus))
+        return table
+
+    def set_default_cpuid(self, cpu: Cpu) -> None:
+        """The same, without the table in between."""
+        self.engine.set_default_cpuid(cpu.vcpu, cpu.index, len(self.cpus))
+
+    # Running
+
+    def run(self, timeout: float | None = None, max_exits: int | None = None) -> Result:
+        """Runs the guest until it ends, ``timeout`` seconds are over, ``max_exits`` exits (of each vCPU) have been
+        handled, or :meth:`stop` is called; may be called again to go on.
+
+        An exception in a handler stops the machine at that exit and comes out unchanged, with a note that says where;
+        running again retries the access, :meth:`skip` goes past it.
+
+        Raises UsageError: closed, already running, a timeout that isn't positive.
+        """
+        self._check_can_run(timeout, max_exits)
+        for cpu in self.cpus:
+            cpu.native.kick = 0  # what the last run left behind
+            cpu.idle = False
+        self.ending = None
+        self._halted.clear()
+        self._running = True
+        began, clock = time.monotonic(), _cpu_time()
+        before = self._counters()
+        try:
+            self.bus.publish()
+            for cpu in self.cpus:
+                cpu.set_up()
+                cpu.native.budget = max_exits if max_exits is not None else (1 << 64) - 1
+            if len(self.cpus) == 1:
+                self._run_here(self.cpus[0], timeout)
+            else:
+                self._run_threads(timeout)
+        finally:
+            self._running = False
+        assert self.ending is not None
+        return self._result(self.ending, before, time.monotonic() - began, _cpu_time() - clock)
+
+    def _check_can_run(self, timeout: float | None, max_exits: int | None) -> None:
+        if self._closed:
+            raise UsageError("the machine is closed: it can't run any more")
+        if self._running:
+            raise UsageError("the machine is running already, in another thread or below this handler")
+        if timeout is not None and not 0 < timeout < 1e9:
+            raise UsageError(f"timeout of {timeout} seconds: it must be more than 0 and less than 1e9")
+        if max_exits is not None and not 0 < max_exits < 1 << 63:
+            raise UsageError(f"max_exits of {max_exits}: it must be at least 1")
+
+    def _run_here(self, cpu: Cpu, timeout: float | None) -> None:
+        deadline = time.monotonic_ns() + int(timeout * 1e9) if timeout is not None else 0
+        tick = int(TICK * 1e9) if self.irqchip != "none" and len(self.cpus) == 1 else 0
+        error = lib.kvmpy_thread_enter(cpu.native, deadline, tick)
+        if error:
+            raise OSError(-error, f"vCPU {cpu.index} can't run on this thread")
+        try:
+            loop.dispatch(self, cpu)
+        finally:
+            lib.kvmpy_thread_leave(cpu.native)
+
+    def _run_threads(self, timeout: float | None) -> None:
+        """A thread for each vCPU; this one waits, and keeps time for all."""
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        self._errors.clear()
+        self._done.clear()
+        active = [cpu for cpu in self.cpus if not cpu.parked]
+        threads = [
+            threading.Thread(target=self._thread, args=(cpu,), name=f"vCPU {cpu.index}", daemon=True)
+            for cpu in active
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            self._wait(active, deadline)
+        except BaseException:
+            self.end("stopped")
+            raise
+        finally:
+            self._join(threads, active)
+        if self._errors:
+            raise self._errors[0]
+
+    def _wait(self, active: list[Cpu], deadline: float | None) -> None:
+        ticking = self.irqchip != "none"
+        while not self._done.is_set():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                self.end("timeout")
+                return
+            step = min(x for x in (left, TICK if ticking else None, 3600.0) if x is not None)
+            if not self._done.wait(step) and ticking:
+                for cpu in active:
+                    kick(cpu, lib.KVMPY_KICK_TICK)
+
+    def _thread(self, cpu: Cpu) -> None:
+        try:
+            self._run_here(cpu, None)
+        except BaseException as error:
+            self._errors.append(error)
+            self.end("stopped", cpu=cpu, detail=f"{type(error).__name__} in a handler")
+        finally:
+            if self.ending is not None:
+                self._done.set()
+
+    def _join(self, threads: list[threading.Thread], active: list[Cpu]) -> None:
+        """All vCPUs leave their guests; a second Ctrl-C while waiting must not leave a thread behind."""
+        interrupted: BaseException | None = None
+        for thread in threads:
+            while thread.is_alive():
+                try:
+                    thread.join(0.1)
+                    if thread.is_alive():
+                        for cpu in active:
+                            kick(cpu, lib.KVMPY_KICK_STOP)
+                except KeyboardInterrupt as error:
+                    interrupted = error
+        if interrupted is not None:
+            raise interrupted
+
+    # Ending
+
+    def stop(self, status: int | None = None, reason: str = "stopped") -> None:
+        """Ends the run, from any thread, handler or signal handler; without a run it does nothing."""
+        if self._running:
+            self.end(reason, status)
+
+    def end(
+        self,
+        reason: str,
+        status: int | None = None,
+        cpu: Cpu | None = None,
+        detail: str = "",
+        crash: Any = None,
+    ) -> None:
+        """The first ending counts; every vCPU leaves its guest."""
+        assert reason in REASONS, reason
+        if self.ending is None:
+            self.ending = Ending(reason, status, None if cpu is None else cpu.index, detail, crash)
+        self._done.set()
+        for other in self.cpus:
+            kick(other, lib.KVMPY_KICK_STOP)
+
+    def crash(self, cpu: Cpu, what: str, reason: str = "crash") -> None:
+        """Ends the run because ``cpu`` can't go on; keeps what a report needs."""
+        from kvmpy.machine.crash import Crash
+
+        self.end(reason, cpu=cpu, detail=what, crash=Crash(cpu, what, self.history(cpu)))
+
+    def halted(self, cpu: Cpu) -> None:
+        """A vCPU halted and nothing will wake it; when all have, the run ends."""
+        self._halted.add(cpu.index)
+        if all(other.index in self._halted or other.parked for other in self.cpus):
+            self.end("halt", status=0, cpu=cpu)
+        elif self.irqchip == "none":
+            cpu.idle = True
+
+    def tick(self, cpu: Cpu) -> None:
+        """A look at a vCPU whose interrupts come from the kernel: HLT with interrupts off is for ever."""
+        if cpu.asleep_for_good():
+            self.halted(cpu)
+        else:
+            self._halted.discard(cpu.index)
+
+    def skip(self, cpu: int = 0) -> None:
+        """Goes past the access at which a handler raised: a write is dropped, a read gives all ones.
+
+        Raises UsageError if the vCPU isn't stopped at one.
+        """
+        if not loop.skip(self.cpus[cpu]):
+            raise UsageError(f"vCPU {cpu} isn't stopped at an exit that a handler failed at")
+
+    # Exits
+
+    def on_exit(self, reason: int | str) -> Callable[[ExitHandler], ExitHandler]:
+        """Decorator: ``function(exit)`` is called for exits of that reason ("HLT", "DEBUG", 8, …) instead of the
+        default; if it returns NotImplemented, the default happens after all. Ports and MMIO are the buses'."""
+        number = reason if isinstance(reason, int) else _reason(reason)
+
+        def attach(function: ExitHandler) -> ExitHandler:
+            self.exit_handlers[number] = function
+            return function
+
+        return attach
+
+    def _strict_read(self, offset: int, size: int) -> int:
+        self._unowned()
+        return (1 << (8 * size)) - 1
+
+    def _strict_write(self, offset: int, value: int, size: int) -> None:
+        self._unowned()
+
+    def _unowned(self) -> None:
+        ident = threading.get_native_id()
+        cpu = next(cpu for cpu in self.cpus if cpu.native.tid == ident)
+        what = f"{loop.describe_access(cpu)}, at rip {cpu.regs.rip:#x}: nobody owns it (strict)"
+        self.crash(cpu, what, "unowned")
+
+    def set_irq(self, line: int, level: bool) -> None:
+        """The level of an interrupt line (0-15 as on a PC, up to 23 of the I/O APIC); nothing without an irqchip."""
+        if self.irqchip != "none":
+            self.vm.set_irq(line, level)
+
+    # Rings
+
+    def log(
+        self,
+        capacity: int,
+        mode: str = "counted",
+        everything: bool = True,
+        sink: Callable[[Cpu], None] | None = None,
+    ) -> None:
+        """Gives each vCPU a ring of ``capacity`` records (see :mod:`kvmpy.machine.ring`), which stays for good.
+
+        ``everything`` logs every exit, otherwise only those of ranges whose place is "ring". ``sink(cpu)`` is called
+        when a lossless ring is full and must drain it; without one the run ends with "ring-full".
+        """
+        if self._running:
+            raise UsageError("rings are set up before the machine runs")
+        rings = [Ring(capacity, mode) for _ in self.cpus]
+        for cpu, ring in zip(self.cpus, rings, strict=True):
+            cpu.native.ring = ring.native
+            cpu.native.trace = everything
+        for old in self._rings:
+            old.close()
+        self._rings, self._ring_sink = rings, sink
+
+    @property
+    def rings(self) -> list[Ring]:
+        """One for each vCPU, or none."""
+        return self._rings
+
+    def history(self, cpu: Cpu) -> list[Record]:
+        """The last exits of a vCPU, taken out of its ring."""
+        return list(self._rings[cpu.index].records()) if self._rings else []
+
+    def ring_full(self, cpu: Cpu) -> None:
+        """A lossless ring is full: the sink drains it, or the run ends."""
+        if self._ring_sink is not None:
+            self._ring_sink(cpu)
+        else:
+            self.end("ring-full", cpu=cpu)
+
+    def drain_coalesced(self) -> None:
+        """Hands writes that the kernel kept to their owners, in order."""
+        raise NotImplementedError
+
+    # Results
+
+    def _counters(self) -> tuple[dict[int, int], dict[int, int]]:
+        exits_: dict[int, int] = {}
+        for cpu in self.cpus:
+            for reason, count in enumerate(cpu.native.exits):
+                if count:
+                    exits_[reason] = exits_.get(reason, 0) + count
+        ids = (*range(lib.KVMPY_UNOWNED, lib.KVMPY_UNOWNED + lib.KVMPY_SPACES), *self.bus.by_id)
+        return exits_, {id_: self.bus.count(id_) for id_ in ids}
+
+    def _result(self, ending: Ending, before: Any, wall: float, cpu: float) -> Result:
+        exits_, counts = self._counters()
+        for now, then in ((exits_, before[0]), (counts, before[1])):
+            for key in then:
+                now[key] -= then[key]
+        ranges = [
+            (range_.space.name, range_.name, range_.first, range_.last, range_.place, counts[id_])
+            for id_, range_ in self.bus.by_id.items()
+            if counts[id_]
+        ]
+        unowned = sum(counts[lib.KVMPY_UNOWNED + space] for space in range(lib.KVMPY_SPACES))
+        named = {exits.name_of(reason): count for reason, count in exits_.items() if count}
+        return Result(ending, named, ranges, unowned, wall, cpu, peak_memory())
+
+
+def _reason(name: str) -> int:
+    for reason, view in exits.VIEWS.items():
+        if view.name == name:
+            return reason
+    raise UsageError(
+        f"exit reason {name!r} is unknown: one of {', '.join(v.name for v in exits.VIEWS.values())}"
+    )
+
+
+def _cpu_time() -> float:
+    return time.process_time()
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
