@@ -58,7 +58,7 @@ class Bundled:
     def read(self) -> bytes:
         """The bytes of its image. Raises ImageError when the file is gone."""
         try:
-            with open(self.path, "rb") as file:  # noqa: PTH123
+            with open(self.path, "rb") as file:
                 return file.read()
         except OSError as error:
             raise ImageError(
@@ -89,7 +89,7 @@ def _entries(directory: str) -> list[dict[str, Any]]:
 
     path = f"{directory}/index.json"
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+        with open(path, encoding="utf-8") as file:
             index = json.load(file)
     except FileNotFoundError:
         raise ImageError(
