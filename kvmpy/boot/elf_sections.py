@@ -35,11 +35,9 @@ def load(data: bytes, elf: Elf, layout: Layout, notes: list[str]) -> tuple[Table
     if offset + count * header.size > len(data):
         notes.append("the ELF section headers are cut off; the kernel gets no symbols")
         return None, []
-    mark = layout.mark()
     try:
         return _place(data, header, elf.sections, layout)
     except ImageError:
-        layout.rollback(mark)
         notes.append("no room for the ELF sections beside the kernel; it gets no symbols")
         return None, []
 

@@ -52,14 +52,6 @@ class Layout:
             b < start + length and start < b + s for b, s, _ in self._taken
         )
 
-    def mark(self) -> int:
-        """How things stand, for `rollback`."""
-        return len(self._taken)
-
-    def rollback(self, mark: int) -> None:
-        """Give back what was taken since `mark`."""
-        del self._taken[mark:]
-
     def claim(self, start: int, length: int, what: str) -> None:
         """Take a place for ``what``. ImageError if it isn't RAM or somebody else's already."""
         if length == 0:

@@ -26,6 +26,7 @@ from kvmpy.boot import BootOptions, Chunk, Payload, load
 from kvmpy.errors import ImageError, UsageError
 
 HALT = b"\xf4"
+HIGH = 0xFFFFFFFF80000000
 
 
 def boot(data: bytes, memory: int = 64 * MIB, **options: object) -> Payload:
@@ -85,14 +86,13 @@ def test_entry_follows_a_segment_loaded_elsewhere_than_linked() -> None:
 def test_higher_half_segments_are_mapped() -> None:
     from kvmpy.x86 import paging
 
-    high = 0xFFFFFFFF80000000
     pieces = [
-        Piece(HALT * 8192, MIB, virtual=high + MIB),
-        Piece(b"data", MIB + 0x2800, virtual=high + MIB + 0x2800, size=0x3000),
+        Piece(HALT * 8192, MIB, virtual=HIGH + MIB),
+        Piece(b"data", MIB + 0x2800, virtual=HIGH + MIB + 0x2800, size=0x3000),
     ]
-    payload = boot(elf(pieces, entry=high + MIB + 4))
+    payload = boot(elf(pieces, entry=HIGH + MIB + 4))
     state = payload.entry
-    assert state.reg("rip") == high + MIB + 4
+    assert state.reg("rip") == HIGH + MIB + 4
     assert payload.notes == []
     memory = bytearray(8 * MIB)
     for at, contents in state.memory:
@@ -110,12 +110,28 @@ def test_higher_half_segments_are_mapped() -> None:
         raise AssertionError
 
     for virtual, physical in (
-        (high + MIB + 4, MIB + 4),
-        (high + MIB + 0x57FF, MIB + 0x57FF),
+        (HIGH + MIB + 4, MIB + 4),
+        (HIGH + MIB + 0x57FF, MIB + 0x57FF),
         (MIB, MIB),
         (0xFEE00000, 0xFEE00000),
     ):
         assert walk(virtual) == physical
+
+
+def test_higher_half_segments_may_share_a_page() -> None:
+    pieces = [
+        Piece(b"text", MIB, virtual=HIGH + MIB),
+        Piece(b"data", MIB + 0x800, virtual=HIGH + MIB + 0x800),
+    ]
+    assert boot(elf(pieces, entry=HIGH + MIB)).entry.reg("rip") == HIGH + MIB
+    pieces[1] = Piece(b"data", 2 * MIB + 0x800, virtual=HIGH + MIB + 0x800)
+    assert "overlaps" in refused(elf(pieces, entry=HIGH + MIB))
+
+
+def test_segment_that_no_page_can_show_where_it_is_linked() -> None:
+    payload = boot(elf([Piece(HALT * 16, MIB, virtual=HIGH + 8)], entry=HIGH + 12))
+    assert payload.entry.reg("rip") == MIB + 4
+    assert "only mapped where it is loaded, at 0x100000" in payload.notes[0]
 
 
 def test_segment_linked_over_physical_memory_is_seen_only_there() -> None:

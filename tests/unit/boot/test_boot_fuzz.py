@@ -131,9 +131,12 @@ def test_as_many_sections_as_can_be_claimed() -> None:
     length=st.integers(1, 24),
     align=st.sampled_from([1, 2, 8]),
     low=st.integers(0, 40),
+    high=st.integers(1, 90),
 )
 @settings(max_examples=300, deadline=None)
-def test_find_gives_the_lowest_free_place(ram: Any, taken: Any, length: int, align: int, low: int) -> None:
+def test_find_gives_the_lowest_free_place(
+    ram: Any, taken: Any, length: int, align: int, low: int, high: int
+) -> None:
     """Against a search of every address; the unit is 64 KiB, from 1 MiB on, where nothing is reserved."""
     unit, base = 65536, MIB
     ranges, end = [], base
@@ -147,13 +150,15 @@ def test_find_gives_the_lowest_free_place(ram: Any, taken: Any, length: int, ali
     expected = next(
         (
             at
-            for at in range(base + low * unit, end, unit)
+            for at in range(base + low * unit, base + high * unit - length * unit + 1, unit)
             if at % (align * unit) == 0 and layout.free(at, length * unit)
         ),
         None,
     )
     try:
-        found = layout.find(length * unit, "more", low=base + low * unit, align=align * unit)
+        found = layout.find(
+            length * unit, "more", low=base + low * unit, high=base + high * unit, align=align * unit
+        )
     except ImageError:
         assert expected is None
     else:

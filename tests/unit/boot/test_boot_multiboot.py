@@ -161,7 +161,7 @@ def test_sections_lead_to_the_symbols() -> None:
 
     header = multiboot_header(3)
     table = b"".join(
-        (section(0, 0, 0, 0), section(1, MIB, 4096, 12), section(2, 0, 4096 + 13, 7), section(8, 0, 0, 99))
+        (section(0, 0, 0, 0), section(1, MIB, 4096, 12), section(2, 0, 4096 + 13, 7), section(3, 0, 4096, 3))
     )
     image = elf(
         [Piece(header + CODE, MIB)], bits=32, entry=MIB + 12, sections=b"symbols" + table, section_count=4
@@ -173,8 +173,10 @@ def test_sections_lead_to_the_symbols() -> None:
     count, size, at, names = (guest.field(offset) for offset in (28, 32, 36, 40))
     assert (count, size, names) == (4, 40, 0)
     addresses = [guest.word(at + 40 * number + 12) for number in range(4)]
-    assert (addresses[0], addresses[1], addresses[3]) == (0, MIB, 0)
+    assert (addresses[0], addresses[1]) == (0, MIB)
     assert guest.read(addresses[2], 7) == b"symbols"
+    assert guest.read(addresses[3], 3) == header[:3]
+    assert addresses[2] % 8 == addresses[3] % 8 == 0
 
 
 def test_sections_that_cannot_be_had_are_left_out() -> None:
