@@ -86,7 +86,7 @@ class BuildNative(build_ext):  # type: ignore[misc]
         return Path(self.build_lib) / "kvmpy" / "_images"
 
     def _build_images(self) -> None:
-        compiler = self.compiler.compiler[0] if getattr(self.compiler, "compiler", None) else "cc"
+        compiler = os.environ.get("CC") or self.compiler.compiler[0]
         _image_builder().build_images(ROOT / "guest_images", self._images(), compiler)
 
     def copy_extensions_to_source(self) -> None:

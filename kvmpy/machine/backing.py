@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+from _warnings import warn  # What warnings.warn is; it needs no import and still works at interpreter exit.
 
 from kvmpy._native import ffi
 from kvmpy.errors import GuestMemoryError, UsageError
@@ -119,9 +120,7 @@ class Backing:
 
     def __del__(self) -> None:
         if getattr(self, "_view", None) is not None:
-            import warnings
-
-            warnings.warn(f"unclosed guest memory {self!r}", ResourceWarning, source=self, stacklevel=2)
+            warn(f"unclosed guest memory {self!r}", ResourceWarning, 2, self)
             self.close()
 
 
@@ -310,6 +309,4 @@ def _no_huge_pages(error: Exception) -> None:
 
 
 def _warn(message: str) -> None:
-    import warnings
-
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warn(message, RuntimeWarning, 4)

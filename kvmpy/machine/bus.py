@@ -183,10 +183,10 @@ class Space:
         """One half of a pair of functions: the other half may be there already."""
         with self.bus.lock:
             there = self.find(first)
-            same = there is not None and (there.first, there.length) == (first, length)
-            if same and isinstance(there.owner, _Pair) and there.owner.accepts(half):
-                there.owner.add(half)
-                there.read, there.write = there.owner.read, there.owner.write
+            pair = there.owner if there is not None else None
+            if there is not None and isinstance(pair, _Pair) and pair.accepts(half, there, first, length):
+                pair.add(half)
+                there.read, there.write = pair.read, pair.write
                 self.bus.register(there)
                 return
             self.attach(first, length, _Pair(half), name)
@@ -224,8 +224,9 @@ class _Pair:
         self.write: Writer | None = None
         self.add(half)
 
-    def accepts(self, half: dict[str, Any]) -> bool:
-        return all(getattr(self, name) is None for name in half)
+    def accepts(self, half: dict[str, Any], mine: Range, first: int, length: int) -> bool:
+        missing = all(getattr(self, name) is None for name in half)
+        return missing and (mine.first, mine.length) == (first, length)
 
     def add(self, half: dict[str, Any]) -> None:
         for name, function in half.items():

@@ -34,7 +34,7 @@ class Views:
 
     def hand_out(self, gpa: int, view: memoryview) -> memoryview:
         """``view`` (of memory at ``gpa``) in a form whose end, and that of all made from it, is noticed."""
-        # Slices and arrays outlive the memoryview they are of, but keep the object below: it goes with the last.
+        # Slices and arrays outlive the memoryview they are of, but keep the object below: it goes with them.
         below = ffi.buffer(ffi.from_buffer(view))
         entry = (gpa, len(view), ref(below))
         with self._lock:

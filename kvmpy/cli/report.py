@@ -1,0 +1,214 @@
+"""What a run leaves behind for people and programs: files that are whole or not there, JSON reports, traces, tables."""
+
+from __future__ import annotations
+
+import os
+
+from kvmpy.machine.exits import name_of
+from kvmpy.machine.ring import NOT_AN_ACCESS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+    from kvmpy.boot.payload import Payload
+    from kvmpy.machine.cpu import Cpu
+    from kvmpy.machine.crash import Crash
+    from kvmpy.machine.machine import Machine
+    from kvmpy.machine.result import Result
+    from kvmpy.machine.ring import Record
+
+SCHEMA = 1
+SPACES = ("pio", "mmio", "msr", "hypercall")
+
+
+class WholeFile:
+    """A text file that appears under its name when all of it is written, and not at all if anything fails.
+
+    A path that isn't a plain file (a pipe, /dev/stderr) is written as it is.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._direct = os.path.exists(path) and not os.path.isfile(path)
+        self._part = path if self._direct else f"{path}.{os.getpid()}.part"
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = open(self._part, "w", encoding="utf-8")
+        except OSError as error:
+            error.filename = self.path
+            raise
+        return self
+
+    def write(self, text: str) -> None:
+        """Adds text; OSError names the path it was meant for."""
+        try:
+            self._file.write(text)
+        except OSError as error:
+            error.filename = self.path
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self._file.close()
+            if kind is None and not self._direct:
+                os.replace(self._part, self.path)
+        except OSError as error:
+            self._discard()
+            error.filename = self.path
+            raise
+        if kind is not None:
+            self._discard()
+
+    def _discard(self) -> None:
+        if not self._direct and os.path.exists(self._part):
+            os.unlink(self._part)
+
+
+def record_fields(machine: Machine, record: Record) -> dict[str, Any]:
+    """A logged exit as JSON-able values."""
+    fields: dict[str, Any] = {"vcpu": record.vcpu, "tsc": record.tsc}
+    if record.space == NOT_AN_ACCESS:
+        return {**fields, "exit": name_of(record.address)}
+    owner = machine.bus.by_id.get(record.range)
+    fields |= {
+        "exit": SPACES[record.space],
+        "direction": "write" if record.is_write else "read",
+        "address": record.address,
+        "size": record.size,
+        "value": record.value,
+        "range": owner.name if owner else None,
+    }
+    return fields
+
+
+def describe_record(fields: dict[str, Any]) -> str:
+    """The same in a line for people."""
+    if "address" not in fields:
+        return f"vCPU {fields['vcpu']}: {fields['exit']}"
+    arrow = "<-" if fields["direction"] == "write" else "->"
+    return (
+        f"vCPU {fields['vcpu']}: {fields['exit']} {fields['address']:#x} {arrow}"
+        f" {fields['value']:#0{2 + 2 * fields['size']}x} ({fields['range'] or 'nobody'})"
+    )
+
+
+class Tracer:
+    """``--trace``: every exit as a line of JSON, in the order of each vCPU."""
+
+    CAPACITY = 4096
+    LAST = 16
+
+    def __init__(self, machine: Machine, file: WholeFile) -> None:
+        from collections import deque
+        from json import dumps
+
+        self._machine = machine
+        self._file = file
+        self._dumps = dumps
+        self.last: dict[int, Any] = {cpu.index: deque(maxlen=self.LAST) for cpu in machine.cpus}
+        machine.log(self.CAPACITY, "lossless", sink=self._full)
+
+    def _full(self, cpu: Cpu) -> None:
+        with self._machine.guard:
+            self.drain(cpu)
+
+    def drain(self, cpu: Cpu) -> None:
+        """Writes down what the vCPU's ring holds."""
+        for record in self._machine.rings[cpu.index].records():
+            fields = record_fields(self._machine, record)
+            self.last[cpu.index].append(record)
+            self._file.write(self._dumps(fields) + "\n")
+
+    def finish(self) -> None:
+        """What is left in the rings."""
+        for cpu in self._machine.cpus:
+            self.drain(cpu)
+
+
+def crash_fields(machine: Machine, crash: Crash) -> dict[str, Any]:
+    """A crash as JSON-able values."""
+    return {
+        "vcpu": crash.vcpu,
+        "what": crash.what,
+        "registers": crash.registers,
+        "system": crash.system,
+        "segments": {
+            name: {"selector": selector, "base": base, "limit": limit}
+            for name, (selector, base, limit) in crash.segments.items()
+        },
+        "code_at": crash.code_at,
+        "code": crash.code.hex(),
+        "last_exits": [record_fields(machine, record) for record in crash.history],
+    }
+
+
+def report(
+    machine: Machine, image: str, payload: Payload, result: Result, options: dict[str, Any]
+) -> dict[str, Any]:
+    """``--report``: everything about a run; ``schema`` changes when a field changes its meaning or goes."""
+    import platform
+
+    import kvmpy
+
+    return {
+        "schema": SCHEMA,
+        "kvmpy": kvmpy.__version__,
+        "image": image,
+        "format": payload.format,
+        "mode": payload.entry.mode,
+        "engine": machine.engine.name,
+        "irqchip": machine.irqchip,
+        "memory": machine.memory.size,
+        "cpus": len(machine.cpus),
+        "options": options,
+        "host": {
+            "system": platform.system(),
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+        },
+        "result": result.reason,
+        "detail": result.detail,
+        "guest_status": result.status,
+        "exits": result.exits,
+        "unowned_accesses": result.unowned,
+        "ranges": [
+            {"space": space, "name": name, "first": first, "last": last, "place": place, "accesses": count}
+            for space, name, first, last, place, count in result.ranges
+        ],
+        "wall_seconds": result.wall,
+        "cpu_seconds": result.cpu,
+        "peak_memory": result.peak_memory,
+        "crash": crash_fields(machine, result.crash) if result.crash else None,
+    }
+
+
+def print_stats(result: Result) -> None:
+    """``--stats``: a table on stderr."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, title="exits by reason and owner", title_justify="left")
+    for column, justify in (
+        ("exits", "right"),
+        ("reason", "left"),
+        ("owner", "left"),
+        ("handled in", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for reason, count in sorted(result.exits.items(), key=lambda item: -item[1]):
+        table.add_row(str(count), reason, "", "")
+    for space, name, first, last, place, count in sorted(result.ranges, key=lambda row: -row[5]):
+        table.add_row(str(count), f"  {space}", f"{name} {first:#x}-{last:#x}", place)
+    if result.unowned:
+        table.add_row(str(result.unowned), "", "nobody", "c")
+    console.print(table)
+    rate = sum(result.exits.values()) / result.wall if result.wall else 0.0
+    console.print(
+        f"{result.reason}; {result.wall * 1e3:.1f} ms wall, {result.cpu * 1e3:.1f} ms CPU,"
+        f" {rate:,.0f} exits/s, peak memory {result.peak_memory >> 20} MiB"
+    )
