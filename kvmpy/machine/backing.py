@@ -103,7 +103,7 @@ class Backing:
             return
         fd, self.fd = self.fd, -1
         view.release()
-        try:  # noqa: SIM105 - contextlib would be one more import at start-up
+        try:
             self.map.close()
         except BufferError:
             pass  # Somebody holds a view; the mapping ends with it.

@@ -6,7 +6,7 @@ from bisect import bisect_right
 
 from kvmpy.errors import GuestMemoryError
 from kvmpy.machine.sizes import PAGE
-from kvmpy.machine.slots import LOG_DIRTY, MAX_SLOTS, READONLY, Slot, Slots
+from kvmpy.machine.slots import LOG_DIRTY, MAX_SLOTS, READONLY, Slot, Slots, access
 from kvmpy.machine.watch import Views, Watch
 
 TYPE_CHECKING = False
@@ -216,7 +216,7 @@ class GuestMemory(Slots):
             return pieces[0][3]
         first, last = pieces[0][3], pieces[-1][3]
         raise GuestMemoryError(
-            f"{verb} of {length} bytes at {gpa:#x} spans {first} and {last}; read() and write() can do that"
+            f"{access(verb, gpa, length)} spans {first} and {last}; read() and write() can do that"
         )
 
     def _range(self, key: slice) -> tuple[int, int]:
@@ -230,7 +230,7 @@ class GuestMemory(Slots):
     def _write_int(self, gpa: int, value: Any, size: int) -> None:
         if not 0 <= value < 1 << 8 * size:
             raise GuestMemoryError(
-                f"write at {gpa:#x}: {value} is not in 0-{(1 << 8 * size) - 1:#x} ({size} bytes)"
+                f"write at {gpa:#x}: {value} is not in 0-{(1 << 8 * size) - 1:#x}, what {8 * size} bits hold"
             )
         self.write(gpa, int(value).to_bytes(size, "little"))
 
@@ -248,13 +248,9 @@ class GuestMemory(Slots):
 
     def _check_writable(self, verb: str, gpa: int, length: int, slot: Slot, force: bool) -> None:
         if not slot.backing.writable:
-            raise GuestMemoryError(
-                f"{verb} of {length} bytes at {gpa:#x}: the file behind {slot} is mapped read-only"
-            )
+            raise GuestMemoryError(f"{access(verb, gpa, length)}: the file behind {slot} is mapped read-only")
         if slot.readonly and not force:
-            raise GuestMemoryError(
-                f"{verb} of {length} bytes at {gpa:#x}: {slot} is read-only; force=True writes it"
-            )
+            raise GuestMemoryError(f"{access(verb, gpa, length)}: {slot} is read-only; force=True writes it")
 
     def _find_over_edge(self, pattern: bytes, index: int, low: int, stop: int) -> int:
         """Where ``pattern`` starts in slot ``index`` (from ``low``) and ends in slots that adjoin, or -1."""

@@ -290,9 +290,14 @@ class Slots:
         return pieces
 
     def _outside(self, verb: str, gpa: int, length: int, bad: int) -> GuestMemoryError:
-        what = f"{verb} of {length} byte{'s' if length != 1 else ''} at {gpa:#x}"
+        what = access(verb, gpa, length)
         if not self._slots:
             return GuestMemoryError(f"{what}: there is no guest memory at all; add a slot first")
         nearest = min(self._slots, key=lambda slot: slot.gpa - bad if slot.gpa > bad else bad - slot.end + 1)
         where = "is outside guest memory" if bad == gpa else f"leaves guest memory at {bad:#x}"
         return GuestMemoryError(f"{what} {where}; the nearest is {nearest}")
+
+
+def access(verb: str, gpa: int, length: int) -> str:
+    """An access in words, for messages: ``read of 4 bytes at 0x1000``."""
+    return f"{verb} of {length} byte{'' if length == 1 else 's'} at {gpa:#x}"
