@@ -118,16 +118,21 @@ def check_tables(address: int, size: int, memory_size: int) -> None:
 def default_stack(memory_size: int, taken: Iterable[tuple[int, int]]) -> int:
     """Top of the default stack, clear of what is ``taken``: (address, length) of tables and image.
 
-    0x80000 if the 16 KiB below it are free RAM, else the top of the highest gap of that size. Where there
-    is none the stack is the caller's problem: the top is 0x80000 or the end of RAM, whatever lies there.
+    0x80000 if the 16 KiB below it are free RAM, else the top of the highest gap of 16 KiB, or of a page.
+    GuestMemoryError when there is none.
     """
     top = min(memory_size & ~15, STACK_TOP)
     blocks = sorted((start, start + length) for start, length in taken if length > 0)
     if top >= STACK_ROOM and not any(start < top and end > top - STACK_ROOM for start, end in blocks):
         return top
-    for floor, ceiling in ((PAGE, min(memory_size, TABLES_END)), (HIGH_MEMORY, memory_size)):
-        for size in (STACK_ROOM, PAGE):
-            base = _highest_gap(size, floor, ceiling & ~(PAGE - 1), blocks)
+    low, high = min(memory_size, TABLES_END) & ~(PAGE - 1), memory_size & ~(PAGE - 1)
+    for size in (STACK_ROOM, PAGE):
+        # page 0 last: real mode's vectors and the BIOS data area may matter to the guest
+        for floor, ceiling in ((PAGE, low), (HIGH_MEMORY, high), (0, low)):
+            base = _highest_gap(size, floor, ceiling, blocks)
             if base is not None:
                 return base + size
-    return top
+    raise GuestMemoryError(
+        f"no room for a stack in {memory_size:#x} bytes of memory beside the image and the tables:"
+        " give the machine more memory or say where with stack"
+    )

@@ -127,7 +127,7 @@ def test_long_mode_pinned() -> None:
     ram = assert_consistent(state, 64 * MIB)
     for address in (0, 64 * MIB - 1, 0xFEE00000, 0xFFFFFFF0):
         assert ram.physical(address, write=True) == address
-    assert all(layout.TABLES_START <= at and at + len(d) <= layout.TABLES_END for at, d in state.memory)
+    assert all(at >= layout.TABLES_START and at + len(d) <= layout.TABLES_END for at, d in state.memory)
 
 
 @pytest.mark.parametrize("page_size", [4096, 2 * MIB, 1024 * MIB])
@@ -320,6 +320,7 @@ def test_placement(memory_size: int, avoid: list[tuple[int, int]], expected: int
         (64 * MIB, [(0x1000, 0x9E000)], 64 * MIB),
         (64 * MIB, [(0x1000, 0x9E000), (63 * MIB, MIB)], 63 * MIB),
         (0x4000, [(0x2000, 0x2000)], 0x2000),
+        (0x8000, [(0x1000, 0x7000)], 0x1000),
     ],
 )
 def test_default_stack(memory_size: int, taken: list[tuple[int, int]], expected: int) -> None:
@@ -335,6 +336,8 @@ def test_stack_keeps_clear_of_the_image() -> None:
 def test_no_room() -> None:
     with pytest.raises(GuestMemoryError, match="no room for 0x4000"):
         layout.place_tables(0x4000, 64 * MIB, [(0, 64 * MIB)])
+    with pytest.raises(GuestMemoryError, match="no room for a stack"):
+        layout.default_stack(64 * MIB, [(0, 64 * MIB)])
 
 
 def test_explain_entry_sees_overlapping_tables() -> None:
