@@ -11,6 +11,7 @@ from threading import RLock
 
 from kvmpy._native import ffi, lib
 from kvmpy.errors import BusError
+from kvmpy.machine.kernel_places import Eventfd
 from kvmpy.machine.rules import ALL_ONES, Count, Drop, Fifo, Latch, Native, Python, Rule
 
 TYPE_CHECKING = False
@@ -18,17 +19,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from kvmpy.machine.kernel_places import KernelPlaces
+
     Reader = Callable[[int, int], int]
     Writer = Callable[[int, int, int], object]
 
 FIRST_ID = lib.KVMPY_UNOWNED + lib.KVMPY_SPACES
+PLACES = ("python", "c", "ring", "kernel")
 _PYTHON = Python()
+_DROP = Drop()
 
 
 class Range:
-    """Addresses with one owner: ``first`` to ``last``, both included. Attach and detach through the space."""
+    """Addresses with one owner: ``first`` to ``last``, both included. Attach and detach through the space.
 
-    __slots__ = ("_rule", "first", "id", "last", "name", "owner", "place", "read", "space", "write")
+    ``place`` says where accesses are handled and can be changed at any time, from any thread, while the guest runs:
+
+    ``python``  synchronously, by the owner
+    ``c``       by ``rule``, in the run loop
+    ``ring``    as ``c``, and written down in the vCPU's ring (:mod:`kvmpy.machine.ring`); without a rule writes are
+                dropped and reads give all ones
+    ``kernel``  writes don't leave it: they are handed to the owner later, in order, or signal an
+                :class:`~kvmpy.machine.kernel_places.Eventfd`; MSRs are KVM's own
+    """
+
+    __slots__ = (
+        "_place",
+        "_rule",
+        "first",
+        "id",
+        "kernel_count",
+        "last",
+        "name",
+        "owner",
+        "read",
+        "space",
+        "write",
+    )
 
     def __init__(self, space: Space, first: int, last: int, name: str, owner: object) -> None:
         self.space = space
@@ -39,8 +66,9 @@ class Range:
         self.id = 0
         self.read: Reader | None = None
         self.write: Writer | None = None
-        self.place = "python"
-        self._rule: Rule = _PYTHON
+        self.kernel_count = 0
+        self._place = "python"
+        self._rule: Rule | None = None
 
     def __repr__(self) -> str:
         return f"<{self.space.name} {self} place={self.place}>"
@@ -54,14 +82,40 @@ class Range:
         return self.last - self.first + 1
 
     @property
-    def rule(self) -> Rule:
-        """What C does with an access; a :class:`~kvmpy.machine.rules.Python` means nothing."""
+    def place(self) -> str:
+        """Where accesses are handled: "python", "c", "ring" or "kernel". Assign to move the range."""
+        return self._place
+
+    @place.setter
+    def place(self, place: str) -> None:
+        self.space.bus.move(self, place)
+
+    @property
+    def rule(self) -> Rule | None:
+        """What C does with an access in the places "c" and "ring"; None: nothing was said."""
         return self._rule
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        rule.check(self.first, self.last)
+        with self.space.bus.lock:
+            self._rule = rule
+            self.space.bus.changed()
+
+    @property
+    def active_rule(self) -> Rule:
+        """The rule for the C loop's table: what the range's place makes of it."""
+        if self._place == "c" and self._rule is not None:
+            return self._rule
+        if self._place == "ring":
+            return (self._rule or _DROP).logging()
+        return _PYTHON
 
     @property
     def count(self) -> int:
         """Accesses so far, wherever they were handled, over all vCPUs."""
-        return self.space.bus.count(self.id)
+        signals = self.owner.from_kernel if isinstance(self.owner, Eventfd) else 0
+        return self.space.bus.count(self.id) + self.kernel_count + signals
 
 
 class Space:
@@ -85,12 +139,15 @@ class Space:
     def __len__(self) -> int:
         return len(self._ranges)
 
-    def attach(self, first: int, length: int, owner: object, name: str | None = None) -> Range:
+    def attach(
+        self, first: int, length: int, owner: object, name: str | None = None, rule: Rule | None = None
+    ) -> Range:
         """Gives ``length`` addresses from ``first`` on to ``owner``; returns the new range.
 
         The owner is a device (an object with ``read(offset, size) -> int`` and ``write(offset, value, size)``; one of
         the two may be missing) or a :class:`~kvmpy.machine.rules.Rule`. Sizes are 1, 2, 4 or 8 bytes; an access
-        that crosses the end of the range arrives byte by byte.
+        that crosses the end of the range arrives byte by byte. ``rule`` is for a device that is to be moved to the
+        places "c" or "ring" later.
 
         Raises BusError: addresses outside the space, overlap with another range, an owner that is neither.
         """
@@ -101,15 +158,17 @@ class Space:
             )
         new = Range(self, first, last, name or _name_of(owner), owner)
         if isinstance(owner, Rule):
-            owner.check(first, last)
-            new._rule = owner
-            new.place = "c"
+            rule = owner
+            new._place = "c"
         else:
             new.read, new.write = getattr(owner, "read", None), getattr(owner, "write", None)
             if not callable(new.read) and not callable(new.write):
                 raise BusError(
                     f"{new}: the owner has neither read(offset, size) nor write(offset, value, size)"
                 )
+        if rule is not None:
+            rule.check(first, last)
+            new._rule = rule
         with self.bus.lock:
             self._insert(new)
         return new
@@ -127,6 +186,8 @@ class Space:
     def detach(self, range_: Range) -> None:
         """Nobody's from now on; its count stays readable."""
         with self.bus.lock:
+            if range_.place == "kernel":
+                self.bus.kernel_places().leave(range_)
             at = self._ranges.index(range_)
             del self._ranges[at], self._firsts[at]
             self.bus.changed()
@@ -209,6 +270,19 @@ class Space:
         self.attach(first, length, rule, name)
         return rule
 
+    def eventfd(
+        self, address: int, length: int = 0, datamatch: int | None = None, name: str | None = None
+    ) -> Eventfd:
+        """Writes of ``length`` bytes (0: any) to ``address``, of the value ``datamatch`` if given, signal an eventfd
+        in the kernel, and no vCPU waits. What doesn't match goes nowhere."""
+        owner = Eventfd(length, datamatch)
+        try:
+            self.attach(address, length or 1, owner, name).place = "kernel"
+        except BaseException:
+            owner.close()
+            raise
+        return owner
+
     def native(
         self, first: int, length: int, function: Any, context: Any = None, name: str | None = None
     ) -> Range:
@@ -264,6 +338,9 @@ class Bus:
         self.msrs = Space(self, lib.KVMPY_MSR, "MSR", 0xFFFFFFFF)
         self.hypercalls = Space(self, lib.KVMPY_HYPERCALL, "hypercall", (1 << 64) - 1)
         self.spaces = (self.ports, self.mmio, self.msrs, self.hypercalls)
+        self.kernel: KernelPlaces | None = None
+        self.need_rings: Callable[[], None] = lambda: None
+        self.closed = False
         self._live = False
         self._dirty = True
         self._unowned: Rule = Drop()
@@ -292,6 +369,48 @@ class Bus:
             self._unowned = _PYTHON
             self.changed()
 
+    def move(self, range_: Range, place: str) -> None:
+        """Changes where a range is handled; raises BusError, and nothing has changed, where it can't be there."""
+        if place not in PLACES:
+            raise BusError(f"{range_}: place {place!r}: one of {', '.join(PLACES)}")
+        with self.lock:
+            if (
+                self.closed
+                or self.by_id.get(range_.id) is not range_
+                or range_.space.find(range_.first) is not range_
+            ):
+                raise BusError(f"{range_}: the range is detached or its machine closed: it can't be moved")
+            old = range_.place
+            if place == old:
+                return
+            self._check_place(range_, place)
+            if place == "kernel":
+                self.kernel_places().enter(range_)
+            range_._place = place
+            try:
+                self.changed()
+            except BaseException:
+                range_._place = old
+                raise
+            if old == "kernel":
+                self.kernel_places().leave(range_)
+
+    def _check_place(self, range_: Range, place: str) -> None:
+        if place == "c" and range_.rule is None:
+            raise BusError(
+                f"{range_}: C has no rule for it: set range.rule, for example to kvmpy.machine.rules.Drop()"
+            )
+        if place == "python" and range_.read is None and range_.write is None:
+            raise BusError(f"{range_}: nobody in Python handles it: its owner is the rule {range_.rule}")
+        if place == "ring":
+            self.need_rings()
+
+    def kernel_places(self) -> KernelPlaces:
+        """The kernel's side of the bus. BusError for an engine that isn't in the kernel."""
+        if self.kernel is None:
+            raise BusError("place kernel: this machine's engine doesn't run in the kernel")
+        return self.kernel
+
     def count(self, id_: int) -> int:
         """Accesses to a range so far; of ports and addresses nobody owns for ids 1 and 2."""
         return sum(int(vcpu.counts[id_]) for vcpu in self.vcpus)
@@ -308,6 +427,8 @@ class Bus:
             self._live = True
             if not self._dirty:
                 return
+            if self.kernel is not None:
+                self.kernel.update_msr_filter()
             table, rules = self._build()
             lib.kvmpy_bus_publish(self.native, table)
             if self._table is not None:
@@ -327,8 +448,9 @@ class Bus:
             for at, range_ in enumerate(space):
                 entry = entries[at]
                 entry.first, entry.last, entry.id = range_.first, range_.last, range_.id
-                entry.rule = range_.rule.native
-                rules.append(range_.rule)
+                rule = range_.active_rule
+                entry.rule = rule.native
+                rules.append(rule)
         error = lib.kvmpy_table_seal(table)
         assert error == 0, error
         return table, rules
@@ -346,7 +468,12 @@ class Bus:
     def close(self) -> None:
         """Frees the tables; no vCPU may run any more. Closing twice is fine."""
         with self.lock:
-            self.vcpus.clear()
+            self.closed = True
+            self.vcpus = []
+            for space in self.spaces:
+                for range_ in space:
+                    if isinstance(range_.owner, Eventfd):
+                        range_.owner.close()
             if self._table is not None:
                 self._retired.append(self._table)
                 self._table = None

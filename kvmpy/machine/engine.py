@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
         name: str
         max_vcpus: int
+        in_kernel: bool
+        """Whether ranges can have the place "kernel"."""
 
         def create_vm(self, irqchip: str) -> EngineVm: ...
         def cpuid(self, index: int, count: int) -> CpuidTable: ...

@@ -80,6 +80,9 @@ class KvmVm:
         """A vCPU, ready to be entered."""
         return KvmVcpu(self.vm.create_vcpu(index), self.engine.sync_regs)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.vm, name)
+
     def set_irq(self, line: int, level: bool) -> None:
         """The level of an interrupt line of the irqchip in the kernel; without one nobody listens."""
         if self.irqchip == "kernel":
@@ -94,6 +97,7 @@ class KvmEngine:
     """Hardware virtualization through /dev/kvm, opened once."""
 
     name = "kvm"
+    in_kernel = True
 
     def __init__(self) -> None:
         self.system = System()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from kvmpy.boot.payload import Payload
     from kvmpy.machine.backing import Backing
+    from kvmpy.machine.bus import Range
     from kvmpy.machine.exits import Exit
     from kvmpy.machine.ring import Record
     from kvmpy.x86.cpuid import CpuidTable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 IRQCHIPS = ("none", "kernel", "split")
 MAX_CPUS = 255
+DEFAULT_RING = 1 << 16
 TICK = 0.02
 """Seconds between two looks at whether halted vCPUs can ever wake up again."""
 
@@ -103,6 +105,11 @@ class Machine:
         for index in range(cpus):
             self.cpus.append(Cpu(self, index, self.vm.create_vcpu(index)))
         self.bus.vcpus = [cpu.native for cpu in self.cpus]
+        self.bus.need_rings = self._need_rings
+        if self.engine.in_kernel:
+            from kvmpy.machine.kernel_places import KernelPlaces
+
+            self.bus.kernel = KernelPlaces(self.bus, self.vm, self.cpus[0].vcpu)
         if strict:
             self.bus.strict(self._strict_read, self._strict_write)
         if history:
@@ -117,6 +124,20 @@ class Machine:
     def mmio(self) -> Any:
         """Guest physical addresses outside RAM."""
         return self.bus.mmio
+
+    @property
+    def msrs(self) -> Any:
+        """MSRs whose accesses leave the guest: attach an owner to an index as to a port. Accesses are 8 bytes."""
+        return self.bus.msrs
+
+    @property
+    def hypercalls(self) -> Any:
+        """Hypercall numbers: an owner's ``read`` gives what the guest finds in RAX."""
+        return self.bus.hypercalls
+
+    def places(self) -> list[Range]:
+        """Every range: its ``space``, ``name``, ``owner``, ``place`` and ``count``."""
+        return [range_ for space in self.bus.spaces for range_ in space]
 
     # Life
 
@@ -398,6 +419,17 @@ class Machine:
             old.close()
         self._rings, self._ring_sink = rings, sink
 
+    def _need_rings(self) -> None:
+        """A range's place is "ring" and nobody said what ring: a counted one for each vCPU."""
+        if not self._rings:
+            self._rings = [Ring(DEFAULT_RING) for _ in self.cpus]
+            for cpu, ring in zip(self.cpus, self._rings, strict=True):
+                cpu.native.ring = ring.native
+
+    def records(self) -> list[Record]:
+        """Drains all rings; the records of all vCPUs by their time."""
+        return sorted((record for ring in self._rings for record in ring.records()), key=lambda r: r.tsc)
+
     @property
     def rings(self) -> list[Ring]:
         """One for each vCPU, or none."""
@@ -416,7 +448,8 @@ class Machine:
 
     def drain_coalesced(self) -> None:
         """Hands writes that the kernel kept to their owners, in order."""
-        raise NotImplementedError
+        with self.guard, self.bus.lock:
+            self.bus.kernel_places().drain()
 
     # Results
 
