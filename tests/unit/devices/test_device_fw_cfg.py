@@ -104,6 +104,12 @@ def test_wide_reads_keep_the_order_of_the_string(bench: Bench) -> None:
     assert bench.fw_cfg.read(1, 4) == int.from_bytes(b"ef\0\0", "little")
 
 
+def test_a_byte_from_the_selectors_port_is_data_too(bench: Bench) -> None:
+    assert bench.fw_cfg.read(0, 1) == ord("Q")
+    assert bench.fw_cfg.read(0, 2) == 0
+    assert bench.fw_cfg.read(1, 1) == ord("E")
+
+
 def test_data_writes_are_ignored(bench: Bench) -> None:
     bench.fw_cfg.set(0x40, b"abc", writable=True)
     bench.fw_cfg.write(0, 0x4040, 2)
@@ -169,6 +175,9 @@ def test_the_upper_half_is_used_once(bench: Bench) -> None:
     bench.fw_cfg.write(8, int.from_bytes(REQUEST.to_bytes(4, "big"), "little"), 4)
     assert bench.ram.data[REQUEST] == 0xAA
     assert bench.dma(keys.DMA_READ, 4) == 0
+    bench.fw_cfg.write(4, 0x01000000, 4)
+    bench.fw_cfg.reset()
+    assert bench.fw_cfg.state()["dma_high"] == 0
 
 
 def test_dma_write_only_to_writable_items_and_never_beyond(bench: Bench) -> None:

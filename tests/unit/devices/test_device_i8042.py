@@ -121,7 +121,25 @@ def test_no_interrupt_when_the_mode_says_so(bench: Bench) -> None:
     bench.command(0x60, 0x00)
     bench.chip.write(0, 0xF4, 1)
     assert bench.data() == [0xFA]
+    bench.command(0xD3, 0x11)
+    assert bench.data() == [0x11]
     assert not bench.edges
+    assert not bench.aux_edges
+
+
+def test_the_output_buffers_can_be_written(bench: Bench) -> None:
+    bench.command(0xD2, 0x1C)
+    assert bench.chip.read(4, 1) & 0x21 == 0x01
+    assert bench.edges == [True]
+    bench.command(0xD0)
+    assert bench.data() == [0x1C, 0xDF]  # the output port mirrors that the buffer was full
+
+
+def test_reset_empties_the_buffer(bench: Bench) -> None:
+    bench.chip.write(0, 0xFF, 1)
+    bench.chip.reset()
+    assert bench.edges == [True, False]
+    assert bench.chip.read(4, 1) == 0x18
 
 
 def test_aux_loopback_and_no_mouse(bench: Bench) -> None:
@@ -168,6 +186,15 @@ def test_restore_says_where_a20_is(bench: Bench) -> None:
     other = Bench()
     other.chip.restore(bench.chip.state())
     assert other.events == ["a20 False"]
+
+
+def test_restore_says_what_the_lines_are(bench: Bench) -> None:
+    bench.command(0xD3, 0x5A)
+    other = Bench()
+    other.chip.write(0, 0xFF, 1)
+    other.chip.restore(bench.chip.state())
+    assert (other.edges[-1], other.aux_edges[-1]) == (False, True)
+    assert other.chip.read(4, 1) & 0x21 == 0x21
 
 
 def test_restore_refuses_more_than_the_queue_holds(bench: Bench) -> None:
