@@ -464,6 +464,14 @@ def test_find(memory: GuestMemory) -> None:
     assert memory.find(b"needles") == -1
 
 
+@pytest.mark.parametrize("over", range(7))
+def test_find_at_the_edge_of_a_slot(memory: GuestMemory, over: int) -> None:
+    memory.write(0xFFFA + over, b"needle")
+    assert memory.find(b"needle") == 0xFFFA + over
+    assert memory.find(b"needle", 0xFFFA + over) == 0xFFFA + over
+    assert memory.find(b"needle", 0xFFFB + over) == -1
+
+
 def test_find_over_three_slots() -> None:
     with GuestMemory() as memory:
         for gpa in (0, PAGE, 2 * PAGE):
@@ -499,14 +507,18 @@ def test_filling_where_pages_cannot_be_given_back() -> None:
 def test_memory_aligned_to_huge_pages_starts_inside_its_mapping() -> None:
     with GuestMemory() as memory, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        memory.add_ram(4 << 20, huge="thp")
-        memory.write(0, b"first")
-        memory.write((4 << 20) - 4, b"last")
-        view = memory.view(0, 4 << 20)
-        assert (bytes(view[:5]), bytes(view[-4:])) == (b"first", b"last")
-        assert (memory.find(b"first"), memory.find(b"last")) == (0, (4 << 20) - 4)
-        memory.fill(0, 4 << 20)
-        assert memory.read(0, 4 << 20) == bytes(4 << 20)
+        slot = memory.add(0x5000, anonymous(4 << 20, huge="thp", phase=0x5000))
+        assert slot.backing.offset > 0
+        last = 0x5000 + (4 << 20) - 4
+        memory.write(0x5000, b"first")
+        memory.write(last, b"last")
+        view = memory.view(0x5000, 4 << 20)
+        assert (bytes(view[:5]), bytes(view[-4:])) == (memory.read(0x5000, 5), memory.read(last, 4))
+        assert bytes(view[:5]) + bytes(view[-4:]) == b"firstlast"
+        assert (memory.find(b"first"), memory.find(b"last")) == (0x5000, last)
+        assert memory.address(last) == slot.address + (4 << 20) - 4
+        memory.fill(0x5000, 4 << 20)
+        assert memory.read(0x5000, 4 << 20) == bytes(4 << 20)
 
 
 # Lifetime

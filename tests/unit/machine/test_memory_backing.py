@@ -15,6 +15,7 @@ from kvmpy.errors import GuestMemoryError, UsageError
 from kvmpy.machine import backing
 from kvmpy.machine.backing import HUGE_PAGE, Backing, anonymous, file, memfd
 
+PAGE = 4096
 Make = Callable[..., Backing]
 
 
@@ -190,18 +191,18 @@ def test_forgotten_memory_warns_and_is_unmapped() -> None:
 
 def test_populate_keeps_contents() -> None:
     with anonymous(64 * 4096) as memory:
-        memory.view[5] = 5
+        memory.view[PAGE] = 5
         memory.populate()
-        assert memory.view[5] == 5
+        assert memory.view[PAGE] == 5
         assert resident(memory) == memory.size
 
 
 def test_populate_on_kernels_without_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backing, "_MADV_POPULATE_WRITE", 9999)
     with anonymous(64 * 4096) as memory:
-        memory.view[5] = 5
+        memory.view[PAGE] = 5
         memory.populate()
-        assert memory.view[5] == 5
+        assert memory.view[PAGE] == 5
         assert resident(memory) == memory.size
 
 
