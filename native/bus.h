@@ -24,6 +24,7 @@ enum kvmpy_rule_kind {
 struct kvmpy_registers {
 	uint64_t length;
 	uint8_t *memory;	/* what the registers hold */
+	uint8_t *readable;	/* bits a guest read shows; the others read as 0 */
 	uint8_t *writable;	/* bits a guest write replaces */
 	uint8_t *clear_write;	/* bits cleared where a guest write has ones */
 	uint8_t *clear_read;	/* bits cleared by a guest read, after it */

@@ -50,13 +50,13 @@ static uint64_t registers_read(struct kvmpy_registers *r, uint64_t offset, uint3
 	uint64_t value = 0;
 
 	if (likely(!load(r->clear_read + offset, size)))
-		return load(r->memory + offset, size);
+		return load(r->memory + offset, size) & load(r->readable + offset, size);
 	for (uint32_t i = 0; i < size; i++) {
 		uint8_t clear = r->clear_read[offset + i];
 		uint8_t byte = clear ? __atomic_fetch_and(&r->memory[offset + i], (uint8_t)~clear, __ATOMIC_RELAXED)
 				     : __atomic_load_n(&r->memory[offset + i], __ATOMIC_RELAXED);
 
-		value |= (uint64_t)byte << (8 * i);
+		value |= (uint64_t)(byte & r->readable[offset + i]) << (8 * i);
 	}
 	return value;
 }

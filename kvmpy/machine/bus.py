@@ -12,7 +12,7 @@ from threading import RLock
 from kvmpy._native import ffi, lib
 from kvmpy.errors import BusError
 from kvmpy.machine.kernel_places import Eventfd
-from kvmpy.machine.rules import ALL_ONES, Count, Drop, Fifo, Latch, Native, Python, Rule
+from kvmpy.machine.rules import ALL_ONES, Count, Drop, Fifo, Latch, Native, Python, Rule, of_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,8 +146,9 @@ class Space:
 
         The owner is a device (an object with ``read(offset, size) -> int`` and ``write(offset, value, size)``; one of
         the two may be missing) or a :class:`~kvmpy.machine.rules.Rule`. Sizes are 1, 2, 4 or 8 bytes; an access
-        that crosses the end of the range arrives byte by byte. ``rule`` is for a device that is to be moved to the
-        places "c" or "ring" later.
+        that crosses the end of the range arrives byte by byte. A device that declares its registers
+        (:mod:`kvmpy.devices.registers`) starts in the place "c": only side effects reach Python. ``rule`` is for a
+        device that is to be moved to the places "c" or "ring" later.
 
         Raises BusError: addresses outside the space, overlap with another range, an owner that is neither.
         """
@@ -166,6 +167,9 @@ class Space:
                 raise BusError(
                     f"{new}: the owner has neither read(offset, size) nor write(offset, value, size)"
                 )
+        if rule is None and hasattr(owner, "MASKS"):
+            rule = of_device(owner)
+            new._place = "c"
         if rule is not None:
             rule.check(first, last)
             new._rule = rule

@@ -117,11 +117,12 @@ class Pc:
 
     def _describe_machine(self, append: str) -> None:
         memory, cpus = self.machine.memory, len(self.machine.cpus)
-        below = sum(slot.size for slot in memory.slots if slot.gpa < 1 << 32)
-        above = sum(slot.size for slot in memory.slots if slot.gpa >= 1 << 32)
+        ram = [(slot.gpa, slot.size) for slot in memory.slots if not slot.readonly]
+        below = sum(size for gpa, size in ram if gpa < 1 << 32)
+        above = sum(size for gpa, size in ram if gpa >= 1 << 32)
         self.cmos.set_memory(below, above)
         self.cmos.set_cpus(cpus)
-        describe_machine(self.fw_cfg, [(slot.gpa, slot.size) for slot in memory.slots], cpus=cpus)
+        describe_machine(self.fw_cfg, ram, cpus=cpus)
         if append:
             describe_kernel(self.fw_cfg, cmdline=append)
 

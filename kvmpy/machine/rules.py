@@ -78,6 +78,7 @@ class Registers(Rule):
 
     Each mask is one byte per byte of memory; :mod:`kvmpy.devices.registers` makes them from a declaration.
 
+    ``readable``     bits that a guest's read shows, the others read as 0; all by default
     ``writable``     bits that a guest's write replaces
     ``clear_write``  bits that a guest's write clears where it writes ones
     ``clear_read``   bits that a guest's read clears, after it has seen them
@@ -85,7 +86,7 @@ class Registers(Rule):
     """
 
     kind = "registers"
-    MASKS = ("writable", "clear_write", "clear_read", "to_python")
+    MASKS = ("readable", "writable", "clear_write", "clear_read", "to_python")
     LIMIT = 1 << 24
     PAD = 8  # so that eight bytes can be loaded wherever an access begins
 
@@ -95,12 +96,13 @@ class Registers(Rule):
             raise BusError(f"{self.kind} of {length} bytes: 1 to {self.LIMIT} are possible")
         self._registers: Any = ffi.new("struct kvmpy_registers *")
         self._registers.length = length
-        self._memory = memory if memory is not None else ffi.new("uint8_t[]", length + self.PAD)
+        self._memory = ffi.new("uint8_t[]", length + self.PAD) if memory is None else ffi.from_buffer(memory)
         self._registers.memory = self._memory
         self._masks = {}
         for name in self.MASKS:
+            given = masks.get(name, b"\xff" * length if name == "readable" else b"")
             mask = ffi.new("uint8_t[]", length + self.PAD)
-            ffi.memmove(mask, masks.get(name, b""), min(length, len(masks.get(name, b""))))
+            ffi.memmove(mask, given, min(length, len(given)))
             setattr(self._registers, name, mask)
             self._masks[name] = mask
         self.native.registers = self._registers
@@ -116,6 +118,16 @@ class Registers(Rule):
             raise BusError(
                 f"{self.kind} of {self.length} bytes can't serve {first:#x}-{last:#x}, {last - first + 1} bytes"
             )
+
+
+def of_device(device: Any) -> Registers:
+    """The rule for a RegisterFile (kvmpy.devices.registers); it works on the device's own memory.
+
+    Raises BusError if every access has a side effect, so that there is nothing for C to do.
+    """
+    if all(byte == 3 for byte in device.MASKS["to_python"]):
+        raise BusError(f"{device.name}: every register has side effects in Python: C has nothing to serve")
+    return Registers(device.LENGTH, device.memory, **device.MASKS)
 
 
 class Latch(Registers):
