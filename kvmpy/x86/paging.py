@@ -267,7 +267,7 @@ class PageTables:
             index = virtual // step % slots
             aligned = not (virtual | physical) % step
             if aligned and step <= size and length >= step and step in self.scheme.leaves:
-                count = min(length // step, slots - index)
+                count = length // step  # never past this table: the level above has cut the length
                 large = LARGE if level < len(shifts) - 1 else 0
                 table.entries[index : index + count] = self._leaves(physical, step, count, flags | large)
                 done = count * step

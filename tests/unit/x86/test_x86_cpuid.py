@@ -203,6 +203,7 @@ def test_items() -> None:
     assert tuple(table[2]) == (1, 2, 3, 4) and table.has("psfd")
     flags = {(function, index): flags for function, index, flags, *_ in table.entries()}
     assert flags[2, 0] == 0 and flags[7, 2] == flags[7, 0] == 1
+    assert CpuidTable().set(7).entries()[-1][2] == 1, "leaf 7 always has subleaves"
     del table[7]
     assert (7, 0) not in table and (7, 1) not in table and table.get(7) == Leaf()
     with pytest.raises(KeyError):

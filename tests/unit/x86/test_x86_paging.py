@@ -144,6 +144,33 @@ def test_listing_shows_exactly_what_was_mapped(scheme: str, data: st.DataObject)
         )
 
 
+def test_listing_joins_only_what_continues() -> None:
+    tables = PageTables("4-level", page_size=KIB4)
+    for mapping in (
+        Mapping(0x1000, 0x5000, 0x2000),
+        Mapping(0x3000, 0x7000, 0x1000),
+        Mapping(0x4000, 0x9000, 0x1000),
+        Mapping(0x5000, 0xA000, 0x1000, writable=False),
+        Mapping(0x7000, 0xB000, 0x1000, writable=False),
+    ):
+        tables.map(mapping)
+    listed = [str(m) for m in mapped(reader(tables.encode(AT)), **control("4-level"))]
+    assert listed == [
+        "0x1000-0x3fff -> 0x5000",
+        "0x4000-0x4fff -> 0x9000",
+        "0x5000-0x5fff -> 0xa000",
+        "0x7000-0x7fff -> 0xb000",
+    ]
+
+
+def test_where_physical_memory_is_seen() -> None:
+    tables = PageTables()
+    tables.map(Mapping(0x1000, 0x400000, 0x2000))
+    assert (tables.virtual_of(0x401000, 0x1000), tables.virtual_of(0x401000, 0x1001)) == (0x2000, None)
+    tables.map(Mapping(0x400000, 0x400000, 0x2000))
+    assert tables.virtual_of(0x401000, 0x1000) == 0x401000, "the identity map comes first"
+
+
 # pinned bytes
 
 

@@ -151,6 +151,8 @@ def test_bad_segments_are_named(name: str, segment: Segment, words: str) -> None
 def test_bad_legacy_segments_are_named() -> None:
     flat = {"cs": CODE32, "ds": segments.flat_data(0x10)}
     assert explain_sregs(cr0=0x11, segments=flat) == []
+    old_task = segments.task(0x40, 0, 0x2B).replace(type=3)
+    assert explain_sregs(cr0=0x11, segments={**flat, "tr": old_task}) == []
     for bad, words in (
         ({"cs": CODE64}, "needs long mode"),
         ({"ds": flat["ds"].replace(type=2)}, "accessed"),
