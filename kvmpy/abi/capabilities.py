@@ -1,6 +1,7 @@
 """Every ``KVM_CAP_*``, of all architectures: they share one list.
 
-Source: Linux, ``include/uapi/linux/kvm.h`` up to 6.18. What a capability means is in ``Documentation/virt/kvm/api.rst``.
+Source: Linux, ``include/uapi/linux/kvm.h`` up to 6.18. What a capability means:
+``Documentation/virt/kvm/api.rst``.
 """
 
 from __future__ import annotations

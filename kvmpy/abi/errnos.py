@@ -121,7 +121,10 @@ REMARKS: dict[str, dict[str, str]] = {
         "EINVAL": "without a local APIC in the kernel only KVM_MP_STATE_RUNNABLE is possible; a vCPU with a pending"
         " INIT or SIPI can't be in that state",
     },
-    "KVM_GET_NESTED_STATE": {"E2BIG": "the buffer is smaller than the state"},
+    "KVM_GET_NESTED_STATE": {
+        "E2BIG": "the buffer is smaller than the state",
+        "EINVAL": "this host has no nested virtualization (KVM_CAP_NESTED_STATE)",
+    },
     "KVM_SET_NESTED_STATE": {
         "EINVAL": "the state has the wrong format for this host's CPU, or contradicts itself"
     },
@@ -165,7 +168,14 @@ REMARKS: dict[str, dict[str, str]] = {
         "EINVAL": "whole pages only, and only attributes KVM_CAP_MEMORY_ATTRIBUTES names"
     },
     "KVM_CREATE_GUEST_MEMFD": {"EINVAL": "the size must be whole pages, above 0, and the flags known"},
-    "KVM_PRE_FAULT_MEMORY": {"ENOENT": "no memory slot there", "EINVAL": "whole pages only, and no flags"},
+    "KVM_GET_SUPPORTED_HV_CPUID": {
+        "EINVAL": "this kernel has no Hyper-V emulation (KVM_CAP_HYPERV_CPUID, KVM_CAP_SYS_HYPERV_CPUID)",
+    },
+    "KVM_PRE_FAULT_MEMORY": {
+        "EOPNOTSUPP": "not with shadow paging",
+        "ENOENT": "no memory slot there",
+        "EINVAL": "whole pages only, and no flags",
+    },
 }
 REMARKS["KVM_SET_USER_MEMORY_REGION2"] = REMARKS["KVM_SET_USER_MEMORY_REGION"]
 
@@ -185,10 +195,13 @@ GENERAL: dict[str, str] = {
     "ENXIO": "the VM lacks what it acts on",
 }
 
+# Two names, one number: the one that the kernel uses.
+_SAME = {95: "EOPNOTSUPP", 35: "EDEADLK", 11: "EAGAIN"}
+
 
 def name(errno: int) -> str:
     """``"EINVAL"`` for 22; ``"errno 4711"`` for one without a name."""
-    return errorcode.get(errno, f"errno {errno}")
+    return _SAME.get(errno) or errorcode.get(errno, f"errno {errno}")
 
 
 def remark(ioctl: str, errno: int) -> str:

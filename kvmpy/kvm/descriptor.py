@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from kvmpy._native import CData
+    from kvmpy._native import CData, CType
     from kvmpy.abi.ioctls import Ioctl
 
 _ioctl = lib.kvmpy_ioctl
@@ -61,8 +61,9 @@ class Descriptor:
         if getattr(self, "fd", -1) >= 0:
             import warnings
 
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            text = f"{self!r} was never closed"
+            self.close()  # first: the warning may be an error
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label}{' (closed)' if self.closed else f' fd {self.fd}'}>"
@@ -127,10 +128,10 @@ class Descriptor:
         self._device_attr(ioctls.KVM_SET_DEVICE_ATTR, group, attribute, address, flags)
 
 
-_pointers: dict[str, object] = {}
+_pointers: dict[str, CType] = {}
 
 
-def pointer(request: Ioctl) -> object:
+def pointer(request: Ioctl) -> CType:
     """cffi's type of a pointer to the structure that ``request`` takes."""
     try:
         return _pointers[request.argument]

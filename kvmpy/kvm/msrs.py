@@ -1,17 +1,21 @@
-"""Reading and writing lists of MSRs: KVM stops at the first one it refuses, these go on behind it."""
+"""Lists of MSRs, read and written: KVM stops at the first one it refuses, these go on behind it. And filters."""
 
 from __future__ import annotations
 
 from kvmpy._native import ffi
-from kvmpy.abi.ioctls import KVM_GET_MSRS, KVM_SET_MSRS
+from kvmpy.abi.constants import KVM_MSR_FILTER_MAX_BITMAP_SIZE, KVM_MSR_FILTER_MAX_RANGES
+from kvmpy.abi.ioctls import KVM_GET_MSRS, KVM_SET_MSRS, KVM_X86_SET_MSR_FILTER
+from kvmpy.kvm.errors import refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from kvmpy._native import CData
     from kvmpy.abi.ioctls import Ioctl
     from kvmpy.kvm.descriptor import Descriptor
+
+    FilterRange = tuple[int, int, int, bytes]
 
 AT_ONCE = 255  # the kernel's limit for one call
 _ENTRY = ffi.sizeof("struct kvm_msr_entry")
@@ -21,9 +25,9 @@ def read(descriptor: Descriptor, indices: Iterable[int]) -> dict[int, int]:
     """The values of the MSRs that can be read; the others are missing."""
     wanted = list(indices)
     array = _array([(index, 0, 0) for index in wanted])
-    refused = set(_each(descriptor, KVM_GET_MSRS, array, len(wanted)))
+    missing = set(_each(descriptor, KVM_GET_MSRS, array, len(wanted)))
     entries = array.entries
-    return {wanted[n]: entries[n].data for n in range(len(wanted)) if n not in refused}
+    return {wanted[n]: entries[n].data for n in range(len(wanted)) if n not in missing}
 
 
 def write(descriptor: Descriptor, values: Mapping[int, int]) -> list[int]:
@@ -40,7 +44,7 @@ def _array(entries: list[tuple[int, int, int]]) -> CData:
 def _each(descriptor: Descriptor, request: Ioctl, array: CData, count: int) -> list[int]:
     """Positions that were refused. A call takes a header of eight bytes and then entries: for all calls but the first
     it is written over the end of an entry that is done with, and put back behind it."""
-    refused: list[int] = []
+    stops: list[int] = []
     start = 0
     while start < count:
         base = ffi.cast("char *", array) + start * _ENTRY
@@ -54,6 +58,27 @@ def _each(descriptor: Descriptor, request: Ioctl, array: CData, count: int) -> l
             header.nmsrs, header.pad = saved
         start += done
         if done < size:
-            refused.append(start)
+            stops.append(start)
             start += 1
-    return refused
+    return stops
+
+
+def pack_filter(ranges: Sequence[FilterRange], flags: int, who: str) -> tuple[CData, list[CData]]:
+    """A ``struct kvm_msr_filter *``, and the bitmaps it points to (to be kept until the kernel has them).
+
+    Raises KvmError for more than 16 ranges, a bitmap that is too short for its range or longer than 1536 bytes.
+    """
+    most = KVM_MSR_FILTER_MAX_RANGES
+    if len(ranges) > most:
+        raise refused(KVM_X86_SET_MSR_FILTER, who, f"{len(ranges)} ranges; {most} are the most")
+    bitmaps: list[CData] = []
+    entries = []
+    for access, first, count, bits in ranges:
+        size = (count + 63) // 64 * 8  # the kernel reads whole words
+        if len(bits) * 8 < count or size > KVM_MSR_FILTER_MAX_BITMAP_SIZE:
+            limit = KVM_MSR_FILTER_MAX_BITMAP_SIZE * 8
+            why = f"{len(bits)} bytes of bits for {count} MSRs from {first:#x}: a bit each, {limit} are the most"
+            raise refused(KVM_X86_SET_MSR_FILTER, who, why)
+        bitmaps.append(ffi.new("__u8[]", bits[:size].ljust(size, b"\0")))
+        entries.append((access, count, first, bitmaps[-1]))
+    return ffi.new("struct kvm_msr_filter *", (flags, entries)), bitmaps

@@ -58,8 +58,9 @@ class System(Descriptor):
 
     def create_vm(self, type: int = constants.KVM_X86_DEFAULT_VM) -> Vm:
         """A VM without memory, vCPUs and devices (KVM_CREATE_VM). ``type``: one of ``KVM_X86_*_VM``."""
+        size = self.get_vcpu_mmap_size()
         fd = self.call_value(ioctls.KVM_CREATE_VM, type, f"type {type}" if type else "")
-        return Vm(fd, self)
+        return Vm(fd, self, size)
 
     def check_extension(self, capability: int) -> int:
         """What this kernel says of a ``KVM_CAP_*``: 0 is no, above it depends (KVM_CHECK_EXTENSION).
