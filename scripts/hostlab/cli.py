@@ -26,6 +26,10 @@ Emulated hosts to test KVM on: AMD-V in QEMU, VT-x in Bochs, with Debian's kerne
 """
 
 
+# The best shell that there is, once it is known what there is.
+_LOGIN = ("sh", "-c", "exec $(command -v bash || echo sh) -i")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line. Status 0: all is well; 1: a test or a host failed; 2: it can't be done."""
     arguments = _parse(list(sys.argv[1:] if words is None else words))
@@ -126,7 +130,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _shell(arguments: argparse.Namespace) -> int:
     (host,) = catalogue.find(arguments.host)[:1]
-    plan = Plan(job.find_project(arguments.source), "command", arguments.rest or ["true"])
+    plan = Plan(job.find_project(arguments.source), "command", arguments.rest or _LOGIN)
     if not arguments.rest:
         return shell(host, plan, _say)
     listener = Listener(lambda host, result: None, lambda host, line: print(line, flush=True), _say)

@@ -117,7 +117,9 @@ def _fill_in(boot_sector: bytes, entry: int, pieces: list[tuple[int, int, int]])
     if _BEHIND_CODE + len(behind) > _PARTITION_TABLE:
         behind_limit = _PARTITION_TABLE - _BEHIND_CODE
         raise ValueError(f"the list in the boot sector takes {len(behind)} bytes: {behind_limit} fit")
-    return (boot_sector[:_BEHIND_CODE] + behind).ljust(SECTOR - 2, b"\0") + b"\x55\xaa"
+    return (boot_sector[:_BEHIND_CODE].ljust(_BEHIND_CODE, b"\0") + behind).ljust(
+        SECTOR - 2, b"\0"
+    ) + b"\x55\xaa"
 
 
 def _page_up(address: int) -> int:

@@ -74,6 +74,7 @@ def command(words: Sequence[str], report: str) -> Job:
 def script(project: Project, job: Job) -> str:
     """The job as a shell script."""
     variables = [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]
+    variables.append(f"export PATH={shlex.quote(str(project.python.parent))}:$PATH")
     return "\n".join(
         (*variables, f"cd {shlex.quote(str(project.root))} || exit 1", shlex.join(job.command), "")
     )

@@ -125,7 +125,7 @@ def bring(file: Path, root: Path) -> None:
     target = below(root, file).with_suffix(".pyc")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        py_compile.compile(str(file), str(target), doraise=True, quiet=2)
+        py_compile.compile(str(file), str(target), doraise=True)
     except py_compile.PyCompileError:
         copy(file, root)  # a template, or for another version
 
