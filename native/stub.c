@@ -106,7 +106,7 @@ void kvmpy_stub_fixed(struct kvmpy_vcpu *vcpu, const struct kvmpy_stub_exit *exi
 }
 
 /* A bare loop around enter(): the floor under every benchmark of the run loop. */
-uint64_t kvmpy_stub_floor(struct kvmpy_vcpu *vcpu, uint64_t times)
+uint64_t kvmpy_floor(struct kvmpy_vcpu *vcpu, uint64_t times)
 {
 	uint64_t seen = 0;
 

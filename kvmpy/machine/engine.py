@@ -62,11 +62,13 @@ NAMES = ("auto", "kvm", "translate")
 _engines: dict[str, Engine] = {}
 
 
-def open_engine(name: str = "auto") -> Engine:
-    """The engine of that name; "auto": kvm where it works, else translate.
+def open_engine(name: str | Engine = "auto") -> Engine:
+    """The engine of that name; "auto": kvm where it works, else translate. An engine is given back as it is.
 
     Raises EngineError with the reason and the remedy; UsageError for a name there is none of.
     """
+    if not isinstance(name, str):
+        return name
     if name not in NAMES:
         raise UsageError(f"engine {name!r}: one of {', '.join(NAMES)}")
     if name != "auto":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvmpy.boot.payload import Payload
     from kvmpy.machine.backing import Backing
     from kvmpy.machine.bus import Range
+    from kvmpy.machine.engine import Engine
     from kvmpy.machine.exits import Exit
     from kvmpy.machine.ring import Record
     from kvmpy.x86.cpuid import CpuidTable
@@ -44,7 +45,7 @@ class Machine:
 
     ``memory``   bytes, or text such as "64M"; whole pages of 4 KiB. Above 3 GiB it goes on at 4 GiB
     ``cpus``     vCPUs, 1 to 255, and no more than the engine has
-    ``engine``   "kvm", "translate", or "auto": the first that works here
+    ``engine``   "kvm", "translate", or "auto": the first that works here; or an engine object
     ``irqchip``  "none": HLT ends the run; "kernel": PIC, I/O APIC, local APICs and PIT in the kernel; "split": only
                  the local APICs there. More than one vCPU started by INIT/SIPI needs one of the latter
     ``strict``   an access to a port or address that nobody owns ends the run instead of reading all ones
@@ -60,7 +61,7 @@ class Machine:
         self,
         memory: int | str = "64M",
         cpus: int = 1,
-        engine: str = "auto",
+        engine: str | Engine = "auto",
         *,
         irqchip: str = "none",
         strict: bool = False,
