@@ -160,6 +160,19 @@ static int do_elements(struct kvmpy_vcpu *vcpu)
 	return 0;
 }
 
+/* A handler that passed, or failed, within kvmpy_try_rule() isn't called a second time for the same access. */
+static enum kvmpy_verdict ask(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address,
+			      uint64_t *value)
+{
+	int asked = vcpu->asked;
+
+	if (unlikely(asked)) {
+		vcpu->asked = 0;
+		return asked - 1;
+	}
+	return kvmpy_rule_apply(vcpu, range, address, value, vcpu->elements.size, vcpu->elements.is_write);
+}
+
 /* One access of elements.size bytes at elements.data: 0 when done, else what kvmpy_run() returns. */
 static inline int do_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address)
 {
@@ -170,7 +183,7 @@ static inline int do_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *r
 		vcpu->pending = KVMPY_HANDLE;
 		return KVMPY_RING_FULL;
 	}
-	switch (kvmpy_rule_apply(vcpu, range, address, &value, e->size, e->is_write)) {
+	switch (ask(vcpu, range, address, &value)) {
 	case KVMPY_DONE:
 		vcpu->counts[range->id]++;
 		if (!e->is_write)
@@ -348,6 +361,55 @@ static inline void count_exit(struct kvmpy_vcpu *vcpu)
 	/* The last one: its access completes at the next entry, which then returns. */
 	if (unlikely(!--vcpu->budget))
 		kvmpy_kick(vcpu, KVMPY_KICK_BUDGET);
+}
+
+/*
+ * For an engine that can answer an access where it happens, inside its enter(): if a rule does it all, counts and logs
+ * as if there had been an exit for this reason and says true. False: nothing was counted, make it an exit.
+ */
+bool kvmpy_try_rule(struct kvmpy_vcpu *vcpu, uint32_t reason, int space, uint64_t address, uint8_t *data, uint32_t size,
+		    bool is_write)
+{
+	const struct kvmpy_range *range;
+	enum kvmpy_verdict verdict;
+	uint64_t value;
+
+	/* The budget's last exit is a real one: it stops the loop. */
+	if (unlikely(!vcpu->bus || vcpu->budget <= 1 || size & (size - 1) || coalesced(vcpu)))
+		return false;
+	range = kvmpy_find(kvmpy_bus_enter(vcpu), space, address);
+	if (range->rule->kind == KVMPY_RULE_PYTHON || address + size - 1 > range->last)
+		return false;
+	if (unlikely(vcpu->ring && !kvmpy_ring_ready(vcpu->ring)))
+		return false;
+	vcpu->elements = (struct kvmpy_elements) {
+		.data = data, .address = address, .size = size, .count = 1, .space = space, .is_write = is_write,
+	};
+	value = is_write ? get(data, size) : 0;
+	verdict = kvmpy_rule_apply(vcpu, range, address, &value, size, is_write);
+	if (verdict != KVMPY_DONE) {
+		vcpu->asked = range->rule->kind == KVMPY_RULE_NATIVE ? 1 + verdict : 0;
+		return false;
+	}
+	vcpu->exits[reason]++;
+	vcpu->budget--;
+	vcpu->counts[range->id]++;
+	if (!is_write)
+		put(data, value, size);
+	if (logged(vcpu, range))
+		log_access(vcpu, range, address, value);
+	return true;
+}
+
+/* Whether somebody other than the space's default owns the address: MSRs and hypercalls the engine then leaves alone. */
+bool kvmpy_is_claimed(struct kvmpy_vcpu *vcpu, int space, uint64_t address)
+{
+	const struct kvmpy_table *table;
+
+	if (!vcpu->bus)
+		return false;
+	table = kvmpy_bus_enter(vcpu);
+	return kvmpy_find(table, space, address) != &table->unowned[space];
 }
 
 /* Python's answer to the read (or its word that the write is done) goes where the guest will find it. */

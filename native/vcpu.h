@@ -96,6 +96,7 @@ struct kvmpy_vcpu {
 	uint64_t budget;		/* exits left before KVMPY_KICK_BUDGET */
 	uint64_t *counts;		/* accesses by range id */
 	int pending;			/* enum kvmpy_pending */
+	int asked;			/* 1 + what a native handler said of the access in *run already; 0: not asked yet */
 	int fd;
 	uint32_t index;
 	uint32_t trace;			/* log every exit, whoever handles it */
@@ -120,6 +121,11 @@ struct kvmpy_vcpu {
 struct kvmpy_vcpu *kvmpy_vcpu_new(uint32_t index, struct kvm_run *run, int fd);
 void kvmpy_vcpu_free(struct kvmpy_vcpu *vcpu);
 int kvmpy_run(struct kvmpy_vcpu *vcpu);
+
+/* For an engine in the middle of the guest's instruction: run.c says when they may be called and what they do. */
+bool kvmpy_try_rule(struct kvmpy_vcpu *vcpu, uint32_t reason, int space, uint64_t address, uint8_t *data, uint32_t size,
+		    bool is_write);
+bool kvmpy_is_claimed(struct kvmpy_vcpu *vcpu, int space, uint64_t address);
 
 /* kick.c */
 int kvmpy_thread_enter(struct kvmpy_vcpu *vcpu, uint64_t deadline_ns, uint64_t tick_ns);
