@@ -22,6 +22,7 @@ struct kvmpy_stub {
 struct kvmpy_vcpu *kvmpy_stub_new(uint32_t index, struct kvmpy_stub *stub);
 void kvmpy_stub_free(struct kvmpy_vcpu *vcpu);
 uint64_t kvmpy_floor(struct kvmpy_vcpu *vcpu, uint64_t times);
+uintptr_t kvmpy_handler_nothing_address(void);
 
 /* One exit, over and over, at the least cost: what benchmarks compare with. */
 void kvmpy_stub_fixed(struct kvmpy_vcpu *vcpu, const struct kvmpy_stub_exit *exit);

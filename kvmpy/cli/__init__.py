@@ -12,50 +12,20 @@ import sys
 import click
 
 import kvmpy
+from kvmpy.cli.lazy import Lazy
 from kvmpy.errors import EngineError, KvmpyError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 HOST_ERROR, USAGE, NO_ENGINE, CRASH, LIMIT, INTERRUPTED = 1, 2, 3, 120, 124, 130
 
 COMMANDS = {
-    "run": "Run a guest image.",
-    "images": "List the bundled guests.",
-    "info": "Say what this host can do, and what would help it do more.",
+    "run": ("kvmpy.cli.run", "Run a guest image."),
+    "images": ("kvmpy.cli.images", "List the bundled guests."),
+    "info": ("kvmpy.cli.info", "Say what this host can do, and what would help it do more."),
+    "bench": ("kvmpy.cli.bench", "Measure what exits cost."),
 }
 
 
-class Commands(click.Group):
-    """Imports a command's module when the command is used: starting up costs only what is needed."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module = __import__(f"kvmpy.cli.{name}", fromlist=["command"])
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(context, args)
-        except click.UsageError:
-            from difflib import get_close_matches
-
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(COMMANDS)}"
-            raise click.UsageError(f"no such command {args[0]!r}: {hint}") from None
-
-
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Lazy, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(kvmpy.__version__, message="kvmpy %(version)s")
 def commands() -> None:
     """Run guests on KVM, and handle their exits in Python."""
@@ -63,13 +33,21 @@ def commands() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """The ``kvmpy`` program: every error is one line on stderr and an exit status."""
+    open_standard_files()
     try:
-        status = commands.main(args, prog_name="kvmpy", standalone_mode=False)
+        status = _invoke(sys.argv[1:] if args is None else args)
         sys.stdout.flush()
     except BaseException as error:
         status = _explain(error)
         _silence_stdout()
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(status)
+
+
+def _invoke(args: list[str]) -> int:
+    """What click's own main() does, but errors come out as they are."""
+    with commands.make_context("kvmpy", args) as context:
+        status = commands.invoke(context)
+    return status if isinstance(status, int) else 0
 
 
 def _explain(error: BaseException) -> int:
@@ -82,30 +60,32 @@ def _explain(error: BaseException) -> int:
         raise error
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
-    if isinstance(error, click.ClickException):
-        return _complain(error.format_message(), USAGE)
-    if isinstance(error, EngineError):
-        return _complain(str(error), NO_ENGINE)
-    if isinstance(error, KvmpyError):
-        return _complain(str(error), USAGE)
-    if isinstance(error, BrokenPipeError):
-        return _complain("stdout was closed before all output was written", HOST_ERROR)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}", HOST_ERROR)
-    if isinstance(error, MemoryError):
-        return _complain(f"the host has no memory left {error}".rstrip(), HOST_ERROR)
-    what = f"{type(error).__name__}: {error}"
-    return _complain(f"a bug in kvmpy, please report it (KVMPY_DEBUG=1 shows where): {what}", HOST_ERROR)
-
-
-def _complain(message: str, status: int) -> int:
-    line = " ".join(message.split())
-    try:
-        os.write(2, f"kvmpy: {line}\n".encode(errors="backslashreplace"))
-    except OSError:
-        pass  # nobody reads it
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        write(error.format_message() + "\n")
+        return USAGE
+    message, status = _describe(error)
+    say(message)
     return status
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
+    """The line for an error, and its status."""
+    if isinstance(error, click.ClickException):
+        return error.format_message(), USAGE
+    if isinstance(error, EngineError):
+        return str(error), NO_ENGINE
+    if isinstance(error, (UsageError, ImageError)):
+        return str(error), USAGE
+    if isinstance(error, KvmpyError):
+        return str(error), HOST_ERROR
+    if isinstance(error, BrokenPipeError):
+        return f"{error.filename or 'stdout'} was closed before all output was written", HOST_ERROR
+    if isinstance(error, OSError):
+        return f"{error.filename or 'stdout'}: {error.strerror or error}", HOST_ERROR
+    if isinstance(error, MemoryError):
+        return f"the host has no memory left {error}".rstrip(), HOST_ERROR
+    what = f"{type(error).__name__}: {error}"
+    return f"a bug in kvmpy, please report it (KVMPY_DEBUG=1 shows where): {what}", HOST_ERROR
 
 
 def _silence_stdout() -> None:

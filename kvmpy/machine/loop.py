@@ -6,6 +6,7 @@ way is one call into C, one look at shared memory and one call of a device.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from kvmpy._native import ffi, lib
@@ -30,44 +31,68 @@ def dispatch(machine: Machine, cpu: Cpu) -> None:
     What a handler raises comes out unchanged, with a note that says at which exit; the access is then still to be done:
     the next call begins with it.
     """
-    run, native, access, handlers = lib.kvmpy_run, cpu.native, cpu.access, machine.bus.handlers
-    guard = machine.guard
-    code = cpu.unfinished
-    cpu.unfinished = 0
+    serve = _serve if len(machine.cpus) == 1 else _serve_in_turn
+    code, cpu.unfinished = cpu.unfinished, 0
     try:
         while machine.ending is None and not cpu.idle:
-            if code == 0:
-                code = run(native)
-            while code > 0:
-                with guard:
-                    if code & 1:
-                        handlers[code](access[1], access[3], access[2])
-                    else:
-                        access[3] = handlers[code](access[1], access[2])
-                code = run(native)
-            if code:
-                OTHERS[code](machine, cpu)
-                code = 0
+            if code >= 0:
+                code = serve(machine, cpu, code)
+            OTHERS[code](machine, cpu)
+            code = 0
     except BaseException as error:
         _keep(cpu, code)
-        if code > 0 and not access[IS_WRITE] and _refused_answer(error):
+        if cpu.native.pending == lib.KVMPY_ANSWER and not cpu.access[IS_WRITE] and _refused_answer(error):
             raise bad_answer(machine, cpu) from None
         if cpu.unfinished:
             note(cpu, error)
         raise
 
 
+def _serve(machine: Machine, cpu: Cpu, code: int) -> int:
+    """Plain accesses, one after the other, from that of ``code`` on (0: enter the guest); the first other code."""
+    run, native, access, handlers = lib.kvmpy_run, cpu.native, cpu.access, machine.bus.handlers
+    code = code or run(native)
+    while code > 0:
+        if code & 1:
+            handlers[code](access[1], access[3], access[2])
+        else:
+            access[3] = handlers[code](access[1], access[2])
+        code = run(native)
+    return code
+
+
+def _serve_in_turn(machine: Machine, cpu: Cpu, code: int) -> int:
+    """The same where other vCPUs use the same devices: one handler at a time. The lock costs as much as a handler."""
+    run, native, access, handlers = lib.kvmpy_run, cpu.native, cpu.access, machine.bus.handlers
+    guard = machine.guard
+    code = code or run(native)
+    while code > 0:
+        with guard:
+            if code & 1:
+                handlers[code](access[1], access[3], access[2])
+            else:
+                access[3] = handlers[code](access[1], access[2])
+        code = run(native)
+    return code
+
+
 def _keep(cpu: Cpu, code: int) -> None:
-    """What the next run begins with; what the C loop itself takes up again isn't among it."""
-    if code == lib.KVMPY_BAD_ANSWER:
-        code = 2 * cpu.access[RANGE]
-    cpu.unfinished = code if code > 0 or code in (lib.KVMPY_EXIT, lib.KVMPY_ELEMENTS) else 0
+    """What the next run begins with; what the C loop takes up by itself isn't among it."""
+    if cpu.native.pending == lib.KVMPY_ANSWER:
+        cpu.unfinished = 2 * cpu.access[RANGE] + cpu.access[IS_WRITE]
+    else:
+        cpu.unfinished = code if code in (lib.KVMPY_EXIT, lib.KVMPY_ELEMENTS) else 0
 
 
 def _refused_answer(error: BaseException) -> bool:
     """Whether storing a handler's answer failed, rather than the handler."""
     frames = error.__traceback__
-    return isinstance(error, (TypeError, ValueError)) and frames is not None and frames.tb_next is None
+    return (
+        isinstance(error, (TypeError, ValueError))
+        and frames is not None
+        and frames.tb_next is not None
+        and frames.tb_next.tb_next is None
+    )
 
 
 def bad_answer(machine: Machine, cpu: Cpu) -> DeviceError:
@@ -176,10 +201,20 @@ def _signal(machine: Machine, cpu: Cpu) -> None:
 
 def _failed(machine: Machine, cpu: Cpu) -> None:
     number = cpu.native.error
-    raise KvmError(
-        f"KVM_RUN on vCPU {cpu.index}: {os.strerror(number)} (errno {number}): the engine can't enter the guest",
-        number,
-    )
+    why = "the engine can't enter the guest"
+    if number == errno.EINVAL:
+        why = "; ".join(explain(cpu)) or "the engine refuses the registers it was given"
+    name = errno.errorcode.get(number, str(number))
+    raise KvmError(f"KVM_RUN on vCPU {cpu.index}: {name} ({os.strerror(number)}): {why}", number)
+
+
+def explain(cpu: Cpu) -> list[str]:
+    """What the manuals have against the vCPU's control registers; empty if nothing."""
+    from kvmpy.x86.explain import explain_sregs
+
+    sregs = cpu.sregs
+    names = ("cr0", "cr3", "cr4", "efer")
+    return explain_sregs(**{name: getattr(sregs, name) for name in names})
 
 
 def _bad_answer(machine: Machine, cpu: Cpu) -> None:

@@ -140,6 +140,11 @@ class Machine:
         """Every range: its ``space``, ``name``, ``owner``, ``place`` and ``count``."""
         return [range_ for space in self.bus.spaces for range_ in space]
 
+    @property
+    def running(self) -> bool:
+        """Whether run() is at work, in whatever thread."""
+        return self._running
+
     # Life
 
     def __enter__(self) -> Self:
@@ -168,11 +173,15 @@ class Machine:
             ring.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if getattr(self, "_closed", True):
+            return
+        try:
             import warnings
 
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=1)
-            self.close()
+        except ImportError:
+            pass  # the interpreter is going down
+        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self._running else "stopped"
