@@ -13,7 +13,8 @@ import click
 
 import kvmpy
 from kvmpy.cli.lazy import Lazy
-from kvmpy.errors import EngineError, KvmpyError
+from kvmpy.cli.messages import open_standard_files, say, write
+from kvmpy.errors import EngineError, ImageError, KvmpyError, UsageError
 
 HOST_ERROR, USAGE, NO_ENGINE, CRASH, LIMIT, INTERRUPTED = 1, 2, 3, 120, 124, 130
 
@@ -60,8 +61,8 @@ def _explain(error: BaseException) -> int:
         raise error
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        write(error.format_message() + "\n")
+    if type(error).__name__ == "NoArgsIsHelpError":  # a name that click 8.1 doesn't have
+        write(f"{error}\n")
         return USAGE
     message, status = _describe(error)
     say(message)
