@@ -66,7 +66,7 @@ def test_ioctls_are_grouped_by_the_kind_of_file_descriptor() -> None:
 
 def test_asking_an_ioctl_for_something_else_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = ioctls.KVM_RUN.nonsense  # type: ignore[attr-defined]
+        _ = ioctls.KVM_RUN.nonsense
 
 
 def test_importing_the_numbers_does_not_import_ctypes() -> None:
