@@ -553,6 +553,7 @@ def test_forgotten_until_the_end_of_the_process_is_a_warning() -> None:
     assert "Exception ignored" not in run.stderr
 
 
+@pytest.mark.slow
 def test_thousands_of_memories_leave_nothing_behind() -> None:
     process = psutil.Process()
 
