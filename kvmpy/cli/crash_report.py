@@ -18,20 +18,19 @@ def render(machine: Machine, crash: Crash) -> str:
     lines = [f"kvmpy: vCPU {crash.vcpu} can't go on: {crash.what}", ""]
     for row in ROWS:
         lines.append("  " + "  ".join(f"{name:>6} {crash.registers[name]:016x}" for name in row))
-    lines.append("  " + "  ".join(f"{name} {value:x}" for name, value in crash.system.items()))
-    for group in (("cs", "ss", "ds", "es"), ("fs", "gs", "tr", "ldt")):
-        lines.append(
-            "  "
-            + "  ".join(
-                f"{n} {s:04x} base {b:x} limit {m:x}" for n in group for s, b, m in [crash.segments[n]]
-            )
-        )
+    lines.append("  " + "  ".join(f"{name:>6} {value:x}" for name, value in crash.system.items()))
+    for group in (("cs", "ss"), ("ds", "es"), ("fs", "gs"), ("tr", "ldt")):
+        lines.append("  " + "   ".join(_segment(name, *crash.segments[name]) for name in group))
     lines += ["", f"  {crash.mode}-bit code at {crash.code_at:#x}:"]
     lines += [f"    {line}" for line in disassemble(crash.code, crash.code_at, crash.mode)]
     if crash.history:
         lines += ["", "  last exits:"]
         lines += [f"    {describe_record(record_fields(machine, record))}" for record in crash.history]
     return "\n".join(lines) + "\n"
+
+
+def _segment(name: str, selector: int, base: int, limit: int) -> str:
+    return f"{name:>6} {selector:04x} base {base:016x} limit {limit:08x}"
 
 
 def disassemble(code: bytes, address: int, bits: int) -> list[str]:

@@ -33,11 +33,11 @@ def command(as_json: bool) -> None:
 
         click.echo(json.dumps({"schema": SCHEMA, "kvmpy": kvmpy.__version__, **host.as_dict()}, indent=2))
     else:
-        show(host)
+        click.echo(render(host), nl=False)
 
 
-def show(host: HostFacts) -> None:
-    """Tables on stdout, as wide as the terminal."""
+def render(host: HostFacts) -> str:
+    """Tables as wide as the terminal that stdout is."""
     import sys
 
     from rich.console import Console
@@ -47,18 +47,20 @@ def show(host: HostFacts) -> None:
     from kvmpy.machine.host import GROUPS
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    console.print(Text(headline(host)))
-    for group, found in host.groups().items():
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-        table.add_column(no_wrap=True, min_width=26)
-        table.add_column(no_wrap=True, max_width=40, style="bold")
-        table.add_column(overflow="fold", style="dim")
-        for fact in worth_showing(found):
-            note = fact.about if group == "capabilities" else fact.source
-            table.add_row(Text("  " + fact.name), Text(value_text(fact)), Text(note))
-        console.print()
-        console.print(Text(GROUPS[group], style="underline"))
-        console.print(table)
+    with console.capture() as captured:
+        console.print(Text(headline(host)))
+        for group, found in host.groups().items():
+            table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+            table.add_column(no_wrap=True, min_width=26)
+            table.add_column(no_wrap=True, max_width=40, style="bold")
+            table.add_column(overflow="fold", style="dim")
+            for fact in worth_showing(found):
+                note = fact.about if group == "capabilities" else fact.source
+                table.add_row(Text("  " + fact.name), Text(value_text(fact)), Text(note))
+            console.print()
+            console.print(Text(GROUPS[group], style="underline"))
+            console.print(table)
+    return captured.get()
 
 
 def worth_showing(found: list[Fact]) -> list[Fact]:

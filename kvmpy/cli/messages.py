@@ -33,6 +33,6 @@ def open_standard_files() -> None:
             os.open(os.devnull, flags)  # the lowest free number, which is this one
             os.set_inheritable(fd, True)
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False)

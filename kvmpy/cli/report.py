@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from kvmpy.cli.messages import write
+from kvmpy.errors import UsageError
 from kvmpy.machine.exits import name_of
 from kvmpy.machine.ring import NOT_AN_ACCESS
 
@@ -20,29 +22,36 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SPACES = ("pio", "mmio", "msr", "hypercall")
+OWNERS = {"port": "IO", "mmio": "MMIO", "hypercall": "HYPERCALL"}
+"""The exit reason that accesses to a space come with."""
 
 
 class WholeFile:
     """A text file that appears under its name when all of it is written, and not at all if anything fails.
 
-    A path that isn't a plain file (a pipe, /dev/stderr) is written as it is.
+    A path that isn't a plain file (a pipe, /dev/stderr) is written as it is. ``option`` is what asked for it.
+    UsageError if it can't be opened; OSError with the path as its ``filename`` if it can't be written.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, option: str) -> None:
         self.path = path
+        self._option = option
         self._direct = os.path.exists(path) and not os.path.isfile(path)
-        self._part = path if self._direct else f"{path}.{os.getpid()}.part"
+        self._target = path if self._direct else os.path.realpath(path)
+        self._part = path if self._direct else f"{self._target}.{os.getpid()}.part"
 
     def __enter__(self) -> Self:
         try:
+            if not self.path:
+                raise UsageError(f"{self._option}: the file's name is empty")
             self._file = open(self._part, "w", encoding="utf-8")
-        except OSError as error:
-            error.filename = self.path
-            raise
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"{self._option} {self.path}: it can't be written: {reason}") from None
         return self
 
     def write(self, text: str) -> None:
-        """Adds text; OSError names the path it was meant for."""
+        """Adds text."""
         try:
             self._file.write(text)
         except OSError as error:
@@ -53,9 +62,11 @@ class WholeFile:
         try:
             self._file.close()
             if kind is None and not self._direct:
-                os.replace(self._part, self.path)
+                os.replace(self._part, self._target)
         except OSError as error:
             self._discard()
+            if kind is not None:
+                return  # the first failure is the one to tell
             error.filename = self.path
             raise
         if kind is not None:
@@ -148,9 +159,8 @@ def report(
     machine: Machine, image: str, payload: Payload, result: Result, options: dict[str, Any]
 ) -> dict[str, Any]:
     """``--report``: everything about a run; ``schema`` changes when a field changes its meaning or goes."""
-    import platform
-
     import kvmpy
+    from kvmpy.machine.host import summary
 
     return {
         "schema": SCHEMA,
@@ -163,12 +173,7 @@ def report(
         "memory": machine.memory.size,
         "cpus": len(machine.cpus),
         "options": options,
-        "host": {
-            "system": platform.system(),
-            "kernel": platform.release(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-        },
+        "host": summary(),
         "result": result.reason,
         "detail": result.detail,
         "guest_status": result.status,
@@ -190,25 +195,35 @@ def print_stats(result: Result) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(stderr=True, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, title="exits by reason and owner", title_justify="left")
-    for column, justify in (
-        ("exits", "right"),
-        ("reason", "left"),
-        ("owner", "left"),
-        ("handled in", "left"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for reason, count in sorted(result.exits.items(), key=lambda item: -item[1]):
-        table.add_row(str(count), reason, "", "")
-    for space, name, first, last, place, count in sorted(result.ranges, key=lambda row: -row[5]):
-        table.add_row(str(count), f"  {space}", f"{name} {first:#x}-{last:#x}", place)
-    if result.unowned:
-        table.add_row(str(result.unowned), "", "nobody", "c")
-    console.print(table)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("exits", justify="right")
+    for column in ("reason", "owner", "handled in"):
+        table.add_column(column, no_wrap=True)
+    for row in stats_rows(result):
+        table.add_row(*(Text(cell) for cell in row))
     rate = sum(result.exits.values()) / result.wall if result.wall else 0.0
-    console.print(
-        f"{result.reason}; {result.wall * 1e3:.1f} ms wall, {result.cpu * 1e3:.1f} ms CPU,"
-        f" {rate:,.0f} exits/s, peak memory {result.peak_memory >> 20} MiB"
-    )
+    console = Console(stderr=True, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+        console.print(
+            f"{result.reason}: {result.wall * 1e3:.1f} ms wall, {result.cpu * 1e3:.1f} ms CPU,"
+            f" {rate:,.0f} exits/s, peak memory {result.peak_memory >> 20} MiB",
+            soft_wrap=True,
+        )
+    write(captured.get())  # rich itself would end the program where stderr is closed
+
+
+def stats_rows(result: Result) -> list[tuple[str, str, str, str]]:
+    """(count, reason, owner, where it was handled): a row an exit reason, most frequent first, and below it one for
+    each owner of its ports or addresses with the accesses it had."""
+    rows = []
+    for reason, count in sorted(result.exits.items(), key=lambda item: -item[1]):
+        rows.append((str(count), reason, "", ""))
+        for space, name, first, last, place, accesses in sorted(result.ranges, key=lambda row: -row[5]):
+            if OWNERS.get(space) == reason or (space == "msr" and reason.startswith("X86_")):
+                rows.append((str(accesses), "", f"{name} {first:#x}-{last:#x}", place))
+    if result.unowned:
+        rows.append((str(result.unowned), "", "nobody", "c"))
+    return rows

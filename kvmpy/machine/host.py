@@ -45,6 +45,10 @@ PARAMETERS = {
 }
 
 
+SUMMARY = ("kernel", "architecture", "cpus", "nested", "hypervisor", "vendor", "model", "technique")
+"""The facts that tell one host from another."""
+
+
 class Fact:
     """``name``; ``value`` (bool, int, str, or None: couldn't be found out); ``source``: the file or capability that
     says so, and the remedy where there is one; ``about``: what it is good for. True if the value is."""
@@ -166,6 +170,17 @@ def facts(root: str = "/", device: str = DEVICE) -> HostFacts:
     _collect(found, "memory", "memory", lambda: _memory(root))
     _collect(found, "capabilities", "capabilities", lambda: _capabilities(answers))
     return HostFacts(found, answers, tables[0] if tables else None)
+
+
+def summary(root: str = "/") -> dict[str, bool | int | str | None]:
+    """What a report says of the host it was made on, found without asking KVM."""
+    import platform
+
+    found: list[Fact] = []
+    _collect(found, "host", "host", lambda: _host(root))
+    _collect(found, "processor", "processor", lambda: _processor(root, []))
+    values = {fact.name: fact.value for fact in found if fact.name in SUMMARY}
+    return {**values, "python": platform.python_version()}
 
 
 def _collect(found: list[Fact], group: str, name: str, probe: Callable[[], Iterable[Fact]]) -> None:

@@ -40,12 +40,12 @@ def _read(where: str, options: dict[str, Any]) -> bytes:
     from kvmpy.boot.bundled import find
 
     options.setdefault("name", os.path.basename(where))
-    if os.sep in where or os.path.exists(where):
+    if os.sep in where or (os.path.exists(where) and not os.path.isdir(where)):
         return read(where)
     guest = find(where)
     options.setdefault("format", guest.format)
     options.setdefault("mode", guest.mode)
-    if guest.format == "flat":
+    if options["format"] == "flat":
         options.setdefault("load_address", guest.load_address)
     return guest.read()
 

@@ -1,0 +1,5 @@
+"""``python -m kvmpy`` is ``kvmpy``."""
+
+from kvmpy.cli import main
+
+main()
