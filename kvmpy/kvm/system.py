@@ -38,7 +38,9 @@ class System(Descriptor):
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise EngineError(_why_not(path, error)) from None
+            from kvmpy.kvm.access import why_not
+
+            raise EngineError(why_not(path, error)) from None
         self._check_version()
 
     def _check_version(self) -> None:
@@ -125,20 +127,3 @@ class System(Descriptor):
         value = new("__u64 *")
         self.call(ioctls.KVM_X86_GET_MCE_CAP_SUPPORTED, value)
         return int(value[0])
-
-
-def _why_not(path: str, error: OSError) -> str:
-    """One line: why ``/dev/kvm`` doesn't open, and what would help."""
-    if error.errno == errno.ENOENT:
-        return (
-            f"{path} doesn't exist: load kvm_intel or kvm_amd (modprobe), switch virtualization on in the firmware,"
-            " or pass the device into the container or VM"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return (
-            f"{path} can't be opened: permission denied: add yourself to its group (sudo usermod -aG kvm $USER) and log"
-            " in again"
-        )
-    if error.errno in (errno.ENODEV, errno.ENXIO):
-        return f"{path} exists but no KVM module answers: load kvm_intel or kvm_amd (modprobe)"
-    return f"{path} can't be opened: {error.strerror}"

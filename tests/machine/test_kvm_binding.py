@@ -8,6 +8,7 @@ import mmap
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,14 +189,9 @@ def test_a_forgotten_vcpu_is_unmapped_even_if_warnings_are_errors(
 def test_a_closed_vcpu_answers_with_an_error_not_a_crash(vm: Vm) -> None:
     vcpu = vm.create_vcpu(0)
     vcpu.close()
-    for use in (
-        lambda: vcpu.run,
-        lambda: vcpu.sync_regs,
-        lambda: vcpu.coalesced_ring,
-        lambda: vcpu.memory_fault,
-    ):
+    for name in ("run", "sync_regs", "coalesced_ring", "memory_fault"):
         with pytest.raises(KvmError, match="vCPU 0 is closed"):
-            use()
+            getattr(vcpu, name)
     refused(vcpu.get_regs, "EBADF", "KVM_GET_REGS on vCPU 0", "closed")
     assert vcpu.enter() == errno.EBADF
 
@@ -216,7 +212,7 @@ def test_a_file_that_is_not_kvm_is_an_engine_error() -> None:
 
 
 def test_a_missing_file_is_an_engine_error_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"doesn't exist.*kvm_intel"):
+    with pytest.raises(EngineError, match=r"/kvm doesn't exist: \w+ "):
         System(str(tmp_path / "kvm"))
 
 
@@ -227,6 +223,14 @@ def test_the_system_says_what_it_is(kvm: System) -> None:
     assert kvm.check_extension(9999) == 0
 
 
+def test_another_version_of_the_api_is_an_engine_error(kvm: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resources()
+    monkeypatch.setattr(System, "get_api_version", lambda _: 13)
+    with pytest.raises(EngineError, match="/dev/kvm speaks version 13 of the KVM API, kvmpy needs 12"):
+        System()
+    assert resources() == before
+
+
 def test_lists_of_msrs_and_cpuid_leaves(kvm: System) -> None:
     assert {TSC, LSTAR} <= set(kvm.get_msr_index_list())
     features = kvm.get_msr_feature_index_list()
@@ -235,6 +239,7 @@ def test_lists_of_msrs_and_cpuid_leaves(kvm: System) -> None:
     assert leaves[(0, 0)][0] >= 0xD
     assert leaves[(1, 0)][3] & 1, "an FPU"
     assert isinstance(kvm.get_emulated_cpuid(), list)
+    assert kvm.get_mce_cap_supported() & 1 << 24, "software error recovery"
 
 
 def test_a_vm_type_that_is_none(kvm: System) -> None:
@@ -340,6 +345,16 @@ def test_more_msrs_than_the_kernel_takes_at_once(vm: Vm) -> None:
         many = {0x20000 + number: 0 for number in range(300)} | {LSTAR: 0x77}
         assert len(guest.vcpu.set_msrs(many)) == 300
         assert guest.vcpu.get_msrs([LSTAR]) == {LSTAR: 0x77}
+
+
+def test_the_msr_before_a_second_call_keeps_its_value(vm: Vm) -> None:
+    """The header of the second call is written over the end of entry 254."""
+    with Guest(vm) as guest:
+        guest.vcpu.set_msrs({LSTAR: 0xABCD, MTRR_DEF_TYPE: 0xC06})
+        assert guest.vcpu.get_msrs([LSTAR] * 254 + [MTRR_DEF_TYPE] + [LSTAR] * 46) == {
+            LSTAR: 0xABCD,
+            MTRR_DEF_TYPE: 0xC06,
+        }
 
 
 def test_no_msrs_at_all(vm: Vm) -> None:
@@ -518,6 +533,9 @@ def test_an_eventfd_pulses_a_line(vm: Vm) -> None:
         vm.irqfd(eventfd, 6)
         refused(lambda: vm.irqfd(eventfd, 6), "EBUSY", f"eventfd {eventfd}, GSI 6")
         os.eventfd_write(eventfd, 1)
+        give_up = time.monotonic() + 10  # the kernel may leave it to a work queue
+        while not pic_requests(vm) and time.monotonic() < give_up:
+            time.sleep(0.001)
         assert pic_requests(vm) == 1 << 6
         vm.irqfd(eventfd, 6, deassign=True)
         os.eventfd_write(eventfd, 1)
@@ -686,6 +704,12 @@ def test_the_dirty_log(vm: Vm) -> None:
         assert vm.get_dirty_log(0, log) is log
         assert {5, 6} <= dirty_pages(log)
         assert vm.get_dirty_log(0) == bytes(8)
+        odd = (1 << 20, RAM + PAGE)  # 65 pages: the kernel writes whole words
+        with mmap.mmap(-1, RAM + PAGE) as ram:
+            address = int(ffi.cast("uintptr_t", ffi.from_buffer(ram)))
+            vm.set_user_memory_region(1, *odd, address, c.KVM_MEM_LOG_DIRTY_PAGES)
+            assert vm.get_dirty_log(1) == bytes(16)
+            vm.set_user_memory_region(1, odd[0], 0, 0)
         refused(lambda: vm.get_dirty_log(5), "ENOENT", "slot 5", "KVM_MEM_LOG_DIRTY_PAGES")
         with pytest.raises(KvmError, match="slot 0 takes 8 bytes, not 7"):
             vm.get_dirty_log(0, bytearray(7))
@@ -743,6 +767,10 @@ def test_msr_accesses_come_to_user_space(vm: Vm) -> None:
         vm.set_msr_filter([])
         guest.start()
         assert guest.enter() == "HLT"
+        vm.set_msr_filter([(access, LSTAR + 1, 1, b"\x01")], default_deny=True)
+        guest.start()
+        assert guest.enter() == "X86_RDMSR"
+        assert msr.index == LSTAR
 
 
 def test_msr_filters_that_cannot_be(vm: Vm) -> None:
