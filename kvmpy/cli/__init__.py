@@ -85,6 +85,8 @@ def _describe(error: BaseException) -> tuple[str, int]:
         return f"{error.filename or 'stdout'}: {error.strerror or error}", HOST_ERROR
     if isinstance(error, MemoryError):
         return f"the host has no memory left {error}".rstrip(), HOST_ERROR
+    if isinstance(error, ImportError) and "_native" in str(error):
+        return f"kvmpy isn't built for this Python ({error}): install it again", NO_ENGINE
     what = f"{type(error).__name__}: {error}"
     return f"a bug in kvmpy, please report it (KVMPY_DEBUG=1 shows where): {what}", HOST_ERROR
 
