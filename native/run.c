@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "bus.h"
+#include "dirty.h"
 #include "ring.h"
 
 #define NOT_AN_ACCESS 255	/* kvmpy_record.space of exits that are no bus access */
@@ -303,6 +304,10 @@ static int other_exit(struct kvmpy_vcpu *vcpu)
 	case KVM_EXIT_HYPERCALL:
 		result = hypercall(vcpu);
 		break;
+	case KVM_EXIT_DIRTY_RING_FULL:
+		if (vcpu->dirty && !kvmpy_dirty_collect(vcpu->dirty))
+			return 0;
+		break;
 	}
 	if (result == KVMPY_EXIT) {
 		vcpu->pending = KVMPY_ENTER;
@@ -361,6 +366,8 @@ static inline void count_exit(struct kvmpy_vcpu *vcpu)
 	/* The last one: its access completes at the next entry, which then returns. */
 	if (unlikely(!--vcpu->budget))
 		kvmpy_kick(vcpu, KVMPY_KICK_BUDGET);
+	if (unlikely(vcpu->until >> (reason & 63) & 1))
+		kvmpy_kick(vcpu, KVMPY_KICK_UNTIL);
 }
 
 /*
@@ -374,8 +381,8 @@ bool kvmpy_try_rule(struct kvmpy_vcpu *vcpu, uint32_t reason, int space, uint64_
 	enum kvmpy_verdict verdict;
 	uint64_t value;
 
-	/* The budget's last exit is a real one: it stops the loop. */
-	if (unlikely(!vcpu->bus || vcpu->budget <= 1 || size & (size - 1) || coalesced(vcpu)))
+	/* An exit that stops the loop is a real one. */
+	if (unlikely(!vcpu->bus || vcpu->budget <= 1 || vcpu->until || size & (size - 1) || coalesced(vcpu)))
 		return false;
 	range = kvmpy_find(kvmpy_bus_enter(vcpu), space, address);
 	if (range->rule->kind == KVMPY_RULE_PYTHON || address + size - 1 > range->last)

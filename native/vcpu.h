@@ -52,7 +52,7 @@ enum kvmpy_kick {
 	KVMPY_KICK_DEADLINE = 2,
 	KVMPY_KICK_TICK = 4,
 	KVMPY_KICK_BUDGET = 8,
-	KVMPY_KICK_PAUSE = 16,
+	KVMPY_KICK_UNTIL = 16,
 };
 
 /* The address spaces a bus has. */
@@ -83,6 +83,7 @@ struct kvmpy_elements {
 };
 
 struct kvmpy_bus;
+struct kvmpy_dirty;
 struct kvmpy_table;
 struct kvmpy_ring;
 
@@ -94,6 +95,7 @@ struct kvmpy_vcpu {
 	struct kvmpy_table *table;	/* the table in use: it isn't freed while it stands here */
 	struct kvmpy_ring *ring;	/* NULL: nothing is logged */
 	uint64_t budget;		/* exits left before KVMPY_KICK_BUDGET */
+	uint64_t until;			/* exit reasons, a bit each, that are followed by KVMPY_KICK_UNTIL */
 	uint64_t *counts;		/* accesses by range id */
 	int pending;			/* enum kvmpy_pending */
 	int asked;			/* 1 + what a native handler said of the access in *run already; 0: not asked yet */
@@ -114,6 +116,7 @@ struct kvmpy_vcpu {
 	bool has_timer;
 
 	void *engine;			/* the engine's own */
+	struct kvmpy_dirty *dirty;	/* NULL: a full dirty ring is Python's business */
 	uint64_t exits[KVMPY_REASONS];
 	uint64_t eintr, eagain;
 } __attribute__((aligned(64)));

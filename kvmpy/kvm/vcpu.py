@@ -392,6 +392,11 @@ class Vcpu(Descriptor):
         return pages
 
     @property
+    def dirty_ring(self) -> CData:
+        """``struct kvm_dirty_gfn *``: the ring itself, ``vm.dirty_ring_entries`` long, for who empties it in C."""
+        return ffi.cast("struct kvm_dirty_gfn *", self._dirty)
+
+    @property
     def coalesced_ring(self) -> CData:
         """``struct kvm_coalesced_mmio_ring *``: writes to registered zones, the same ring on every vCPU."""
         where = c.KVM_COALESCED_MMIO_PAGE_OFFSET * PAGE

@@ -189,6 +189,8 @@ def _kicked(machine: Machine, cpu: Cpu) -> None:
     why = cpu.native.why
     if why & lib.KVMPY_KICK_BUDGET:
         machine.end("max-exits", cpu=cpu)
+    if why & lib.KVMPY_KICK_UNTIL:
+        machine.end("until", cpu=cpu, detail=exits.name_of(cpu.native.run.exit_reason))
     if why & lib.KVMPY_KICK_DEADLINE:
         machine.end("timeout", cpu=cpu)
     elif why & lib.KVMPY_KICK_TICK:

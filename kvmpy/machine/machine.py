@@ -19,13 +19,14 @@ from kvmpy.machine.sizes import memory_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import Any, Self
 
     from kvmpy.boot.payload import Payload
     from kvmpy.machine.backing import Backing
     from kvmpy.machine.bus import Range
+    from kvmpy.machine.dirty import Dirty
     from kvmpy.machine.engine import Engine
     from kvmpy.machine.exits import Exit
     from kvmpy.machine.ring import Record
@@ -50,6 +51,8 @@ class Machine:
                  the local APICs there. More than one vCPU started by INIT/SIPI needs one of the latter
     ``strict``   an access to a port or address that nobody owns ends the run instead of reading all ones
     ``history``  how many of the last exits of each vCPU to keep for crash reports
+    ``dirty_ring``  entries of each vCPU's ring of dirty pages (a power of two, 256 to 65536), for :meth:`track_dirty`;
+                 0: the kernel keeps bitmaps
     ``backing``  makes the RAM: called with (size, offset modulo 2 MiB), gives a :mod:`kvmpy.machine.backing`
 
     A context manager; ``close()`` twice is fine.
@@ -66,6 +69,7 @@ class Machine:
         irqchip: str = "none",
         strict: bool = False,
         history: int = 0,
+        dirty_ring: int = 0,
         backing: Callable[[int, int], Backing] | None = None,
     ) -> None:
         self._closed = True
@@ -94,13 +98,16 @@ class Machine:
         self.vm: Any = None
         self._closed = False
         try:
-            self._build(size, cpus, strict, history, backing)
+            self._build(size, cpus, strict, history, dirty_ring, backing)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, size: int, cpus: int, strict: bool, history: int, backing: Any) -> None:
+    def _build(self, size: int, cpus: int, strict: bool, history: int, dirty_ring: int, backing: Any) -> None:
         self.vm = self.engine.create_vm(self.irqchip)
+        if dirty_ring:
+            self.vm.enable_dirty_ring(dirty_ring)
+        self._dirty_ring = dirty_ring
         self.memory.add_ram(size, backing)
         self.memory.connect(self.vm.map_memory)
         for index in range(cpus):
@@ -208,11 +215,24 @@ class Machine:
         """The same, without the table in between."""
         self.engine.set_default_cpuid(cpu.vcpu, cpu.index, len(self.cpus))
 
+    def track_dirty(self) -> Dirty:
+        """Logs what the guest writes from now on: see :class:`~kvmpy.machine.dirty.Dirty`. Raises UsageError."""
+        from kvmpy.machine.dirty import Dirty
+
+        if not self.engine.in_kernel:
+            raise UsageError(f"the {self.engine.name} engine keeps no log of dirty pages")
+        return Dirty(self, self._dirty_ring)
+
     # Running
 
-    def run(self, timeout: float | None = None, max_exits: int | None = None) -> Result:
+    def run(
+        self,
+        timeout: float | None = None,
+        max_exits: int | None = None,
+        until: Iterable[int | str] = (),
+    ) -> Result:
         """Runs the guest until it ends, ``timeout`` seconds are over, ``max_exits`` exits (of each vCPU) have been
-        handled, or :meth:`stop` is called; may be called again to go on.
+        handled, one of a reason in ``until`` has ("IO", 6, …), or :meth:`stop` is called; may be called again to go on.
 
         An exception in a handler stops the machine at that exit and comes out unchanged, with a note that says where;
         running again retries the access, :meth:`skip` goes past it.
@@ -220,6 +240,7 @@ class Machine:
         Raises UsageError: closed, already running, a timeout that isn't positive.
         """
         self._check_can_run(timeout, max_exits)
+        mask = sum(1 << number for number in {_reason(reason) for reason in until})
         for cpu in self.cpus:
             cpu.native.kick = 0  # what the last run left behind
             cpu.idle = False
@@ -233,6 +254,7 @@ class Machine:
             for cpu in self.cpus:
                 cpu.set_up()
                 cpu.native.budget = max_exits if max_exits is not None else (1 << 64) - 1
+                cpu.native.until = mask
             if len(self.cpus) == 1:
                 self._run_here(self.cpus[0], timeout)
             else:
@@ -379,7 +401,7 @@ class Machine:
     def on_exit(self, reason: int | str) -> Callable[[ExitHandler], ExitHandler]:
         """Decorator: ``function(exit)`` is called for exits of that reason ("HLT", "DEBUG", 8, …) instead of the
         default; if it returns NotImplemented, the default happens after all. Ports and MMIO are the buses'."""
-        number = reason if isinstance(reason, int) else _reason(reason)
+        number = _reason(reason)
 
         def attach(function: ExitHandler) -> ExitHandler:
             self.exit_handlers[number] = function
@@ -487,7 +509,10 @@ class Machine:
         return Result(ending, named, ranges, unowned, wall, cpu, peak_memory())
 
 
-def _reason(name: str) -> int:
+def _reason(name: int | str) -> int:
+    """The number of an exit reason given as such or by KVM's name."""
+    if isinstance(name, int) and 0 <= name < lib.KVMPY_REASONS:
+        return name
     for reason, view in exits.VIEWS.items():
         if view.name == name:
             return reason

@@ -16,6 +16,7 @@ REASONS = {
     "debug": "a breakpoint or a single step",
     "timeout": "the time was up",
     "max-exits": "the number of exits was up",
+    "until": "an exit that the caller waited for",
     "ring-full": "a lossless ring is full: drain it and run again",
     "stopped": "somebody called stop()",
 }
