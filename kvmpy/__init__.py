@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kvmpy.boot.payload import BootOptions as BootOptions
     from kvmpy.boot.payload import Payload as Payload
     from kvmpy.devices.device import Device as Device
+    from kvmpy.devices.registers import Register as Register
+    from kvmpy.devices.registers import RegisterFile as RegisterFile
     from kvmpy.errors import BusError as BusError
     from kvmpy.errors import DeviceError as DeviceError
     from kvmpy.errors import EngineError as EngineError
@@ -29,11 +31,17 @@ if TYPE_CHECKING:
     from kvmpy.machine.machine import Machine as Machine
     from kvmpy.machine.pc import Pc as Pc
     from kvmpy.machine.result import Result as Result
+    from kvmpy.machine.rules import Drop as Drop
+    from kvmpy.machine.rules import Fifo as Fifo
+    from kvmpy.machine.rules import Latch as Latch
+    from kvmpy.machine.rules import Native as Native
 
 _HOME = {
     "BootOptions": "kvmpy.boot.payload",
     "Payload": "kvmpy.boot.payload",
     "Device": "kvmpy.devices.device",
+    "Register": "kvmpy.devices.registers",
+    "RegisterFile": "kvmpy.devices.registers",
     "BusError": "kvmpy.errors",
     "DeviceError": "kvmpy.errors",
     "EngineError": "kvmpy.errors",
@@ -46,6 +54,10 @@ _HOME = {
     "Machine": "kvmpy.machine.machine",
     "Pc": "kvmpy.machine.pc",
     "Result": "kvmpy.machine.result",
+    "Drop": "kvmpy.machine.rules",
+    "Fifo": "kvmpy.machine.rules",
+    "Latch": "kvmpy.machine.rules",
+    "Native": "kvmpy.machine.rules",
 }
 
 __version__ = "0.1.0"

@@ -1,0 +1,35 @@
+"""The examples in docs/ run as they stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def examples(page: str) -> str:
+    """All Python blocks of a page, one after the other, at the lines they have there."""
+    lines = []
+    inside = False
+    for line in (DOCS / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            lines.append("")
+        else:
+            lines.append(line if inside else "")
+    return "\n".join(lines)
+
+
+def test_fast_path_examples() -> None:
+    from kvmpy.errors import EngineError
+    from kvmpy.machine.engine import open_engine
+
+    try:
+        open_engine("kvm")
+    except EngineError as error:
+        pytest.skip(f"engine kvm: {error}")
+    source = examples("fast-path.md")
+    assert source.count("kvmpy.Machine(") == 5
+    exec(compile(source, str(DOCS / "fast-path.md"), "exec"), {"__name__": "fast_path"})
