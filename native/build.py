@@ -87,7 +87,9 @@ class BuildNative(build_ext):  # type: ignore[misc]
 
     def _build_images(self) -> None:
         compiler = os.environ.get("CC") or self.compiler.compiler[0]
-        _image_builder().build_images(ROOT / "guest_images", self._images(), compiler)
+        build_images = _image_builder().build_images
+        build_images(ROOT / "guest_images", self._images(), compiler)
+        build_images(ROOT / "guest_images" / "lab", self._images() / "lab", compiler)
 
     def copy_extensions_to_source(self) -> None:
         """Editable installs and ``--inplace``: the images go where the extension goes."""
@@ -102,4 +104,4 @@ class BuildNative(build_ext):  # type: ignore[misc]
 
     def get_outputs(self) -> list[str]:
         outputs: list[str] = super().get_outputs()
-        return outputs + sorted(str(path) for path in self._images().glob("*"))
+        return outputs + sorted(str(path) for path in self._images().rglob("*") if path.is_file())

@@ -86,6 +86,7 @@ struct kvmpy_bus;
 struct kvmpy_dirty;
 struct kvmpy_table;
 struct kvmpy_ring;
+struct kvmpy_measure;
 
 struct kvmpy_vcpu {
 	/* What every exit touches. */
@@ -116,6 +117,7 @@ struct kvmpy_vcpu {
 	bool has_timer;
 
 	void *engine;			/* the engine's own */
+	struct kvmpy_measure *measure;	/* while a measurement is on (measure.h), whose wrapper then stands in enter */
 	struct kvmpy_dirty *dirty;	/* NULL: a full dirty ring is Python's business */
 	uint64_t exits[KVMPY_REASONS];
 	uint64_t eintr, eagain;

@@ -1,0 +1,3 @@
+# Measured loops for CPUs that run them: see exits.inc.
+        .set    FENCED, 1
+        .include "exits.inc"
