@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmpy.cli.report import describe_record, record_fields
+from kvmpy.machine.disassembly import disassemble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,25 +32,3 @@ def render(machine: Machine, crash: Crash) -> str:
 
 def _segment(name: str, selector: int, base: int, limit: int) -> str:
     return f"{name:>6} {selector:04x} base {base:016x} limit {limit:08x}"
-
-
-def disassemble(code: bytes, address: int, bits: int) -> list[str]:
-    """A line an instruction; plain bytes where capstone (kvmpy[debug]) isn't installed or there is nothing to read."""
-    if not code:
-        return ["(nothing mapped to RAM there)"]
-    try:
-        import capstone
-    except ImportError:
-        return [f"{code.hex(' ')}   (pip install 'kvmpy[debug]' to see instructions)"]
-    modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
-    lines = []
-    done = 0
-    for _, size, mnemonic, operands in capstone.Cs(capstone.CS_ARCH_X86, modes[bits]).disasm_lite(
-        code, address
-    ):
-        text = code[done : done + size].hex(" ")
-        lines.append(f"{address + done:#x}  {text:<24} {mnemonic} {operands}".rstrip())
-        done += size
-    if done < len(code):
-        lines.append(f"{address + done:#x}  {code[done:].hex(' ')}")
-    return lines
