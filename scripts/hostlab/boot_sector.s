@@ -1,10 +1,11 @@
-# Boot sector of the Bochs hosts: reads a list of pieces from the first ATA disk to where they belong in memory, and
-# starts the kernel at its PVH entry. No boot loader, no BIOS calls, nothing packed: an emulator has no time for that.
+# Boot sector of the Bochs hosts: reads a list of pieces from the first ATA disk to where they belong in
+# memory, and starts the kernel at its PVH entry. No boot loader, no BIOS calls, nothing packed: an emulator
+# has no time for that.
 #
-# disk.py fills in what lies behind the code: at 0x100 of the sector the address to jump to and the address of the PVH
-# start info (32 bits each), then the list. A piece is its first sector, the number of sectors and its address in
-# memory, 32 bits each; a number of 0 ends the list.
-# ATA: PIO data-in protocol of the ATA/ATAPI-6 standard, 28-bit addresses.
+# disk.py fills in what lies behind the code: at 0x100 of the sector the address to jump to and the address
+# of the PVH start info (32 bits each), then the list. A piece is its first sector, the number of sectors
+# and its address in memory, 32 bits each; a number of 0 ends the list. ATA: PIO data-in protocol of the
+# ATA/ATAPI-6 standard, 28-bit addresses.
 
         .set    ORIGIN, 0x7c00
         .set    BEHIND_CODE, 0x100

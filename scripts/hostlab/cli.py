@@ -131,11 +131,14 @@ def _run(arguments: argparse.Namespace) -> int:
 def _shell(arguments: argparse.Namespace) -> int:
     (host,) = catalogue.find(arguments.host)[:1]
     plan = Plan(job.find_project(arguments.source), "command", arguments.rest or _LOGIN)
-    if not arguments.rest:
+    if host.emulator == "none" or not arguments.rest:
         return shell(host, plan, _say)
     listener = Listener(lambda host, result: None, lambda host, line: print(line, flush=True), _say)
     report = run(host, plan, expected.Expected({}), listener)
-    return report.status
+    if report.over and not report.error:
+        return report.status
+    why = report.error or f"it stopped before the command did: {' '.join(report.last_lines[-1:])}"
+    raise HostsError(f"host {host.name}: {why}")
 
 
 def _show_result(host: Host, result: Result) -> None:

@@ -20,7 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SUITE = "tests/hosts"
 _INSIDE = "scripts.hostlab.inside"
 # What goes along of the project: the library, the suite, and the programs that run it.
-_PARTS = ("kvmpy", SUITE, "scripts/hostlab/inside", "scripts/hostlab/__init__.py")
+_PARTS = (
+    "kvmpy",
+    SUITE,
+    "tests/machine/expected_outputs.py",
+    "scripts/hostlab/inside",
+    "scripts/hostlab/__init__.py",
+)
 
 
 class Project(NamedTuple):

@@ -44,6 +44,7 @@ class Report:
         self.up_after: float | None = None
         self.seconds = 0.0
         self.status = 0
+        self.error = ""
         self.running = ""
         self.over = False
         self._expected = expected or Expected({})
@@ -79,6 +80,7 @@ class Report:
             text = f"not over when the host was: {why or 'it stopped'}"
             self.results.append(Result(self.running, "fail", text, seconds - self._since))
         if why:
+            self.error = why
             self.problems.append(why)
         if self._ended is None:
             self.problems.append("the report is incomplete: it has no end line")
@@ -128,6 +130,7 @@ class Report:
         self.over = True
         self.status = said["status"]
         if said["error"]:
-            self.problems.append(said["error"])
+            self.error = said["error"]
+            self.problems.append(self.error)
         elif said["status"] and self._ended is None:
             self.problems.append(f"the job ended with status {said['status']} before its report did")

@@ -13,8 +13,9 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from . import job
 from .catalogue import Host
-from .run import Plan, place_of, set_up
+from .run import Plan, make_job, place_of, set_up
 from .watchdog import end
 
 
@@ -24,7 +25,8 @@ def shell(host: Host, plan: Plan, say: Callable[[str], None]) -> int:
     HostsError if the host can't be prepared or is in use.
     """
     if host.emulator == "none":
-        return subprocess.run([os.environ.get("SHELL", "sh")], cwd=plan.project.root, check=False).returncode
+        script = job.script(plan.project, make_job(host, plan, ""))
+        return subprocess.run(["sh", "-c", script], check=False).returncode
     with place_of(host) as place:
         if host.emulator == "qemu":
             start = set_up(host, plan, place, say, terminal="-")
