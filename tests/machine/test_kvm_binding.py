@@ -8,6 +8,7 @@ import mmap
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -418,7 +419,7 @@ def test_the_signal_mask_lets_a_blocked_signal_end_the_run(vm: Vm) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         try:
             guest.vcpu.set_signal_mask(set(range(1, 65)) - {signal.SIGUSR1, signal.SIGKILL, signal.SIGSTOP})
-            os.kill(os.getpid(), signal.SIGUSR1)
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
             assert guest.enter() == "EINTR"
             assert signal.sigtimedwait({signal.SIGUSR1}, 0) is not None
             guest.vcpu.set_signal_mask(None)
