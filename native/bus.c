@@ -23,7 +23,6 @@ struct kvmpy_table *kvmpy_table_new(const uint64_t counts[KVMPY_SPACES])
 		s->ranges = calloc(counts[space] + 1, sizeof(*s->ranges));
 		if (!s->ranges)
 			goto fail;
-		table->unowned[space].last = UINT64_MAX;
 		table->unowned[space].id = KVMPY_UNOWNED + space;
 	}
 	return table;
@@ -117,7 +116,8 @@ const struct kvmpy_range *kvmpy_find(const struct kvmpy_table *table, int space,
 	uint64_t low = 0, high = s->count;
 
 	if (space == KVMPY_PIO) {
-		uint16_t index = table->ports[address & (PORTS - 1)];
+		/* The second byte of a word at port 0xffff is nobody's. */
+		uint16_t index = likely(address < PORTS) ? table->ports[address] : 0;
 
 		return index ? &s->ranges[index - 1] : &table->unowned[space];
 	}

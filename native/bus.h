@@ -62,7 +62,7 @@ struct kvmpy_space_table {
 
 struct kvmpy_table {
 	struct kvmpy_space_table spaces[KVMPY_SPACES];
-	struct kvmpy_range unowned[KVMPY_SPACES];
+	struct kvmpy_range unowned[KVMPY_SPACES];	/* last is 0: see port_io() */
 	uint16_t *ports;	/* index into spaces[PIO].ranges + 1, by port; 0: nobody's */
 	uint64_t generation;
 };
@@ -70,6 +70,7 @@ struct kvmpy_table {
 struct kvmpy_bus {
 	struct kvmpy_table *table;	/* atomic */
 	struct kvm_coalesced_mmio_ring *coalesced;	/* writes the kernel kept for later; NULL: none */
+	uint32_t undelivered;		/* atomic; Python has taken some out of there and not handed them on yet */
 };
 
 struct kvmpy_table *kvmpy_table_new(const uint64_t counts[KVMPY_SPACES]);

@@ -111,8 +111,11 @@ int kvmpy_thread_enter(struct kvmpy_vcpu *vcpu, uint64_t deadline_ns, uint64_t t
 	return 0;
 }
 
+/* Does nothing if the thread isn't the vCPU's. */
 void kvmpy_thread_leave(struct kvmpy_vcpu *vcpu)
 {
+	if (running != vcpu)
+		return;
 	if (vcpu->has_timer) {
 		timer_delete(vcpu->timer);
 		vcpu->has_timer = false;

@@ -64,6 +64,9 @@ uint64_t kvmpy_ring_drain(struct kvmpy_ring *ring, struct kvmpy_record *into, ui
 	uint64_t start = tail & (ring->capacity - 1);
 	uint64_t first = done < ring->capacity - start ? done : ring->capacity - start;
 
+	/* Only in the mode that forgets, and then the vCPU doesn't run. */
+	if (tail != ring->tail)
+		ring->dropped += tail - ring->tail;
 	memcpy(into, ring->records + start, first * sizeof(*into));
 	memcpy(into + first, ring->records, (done - first) * sizeof(*into));
 	__atomic_store_n(&ring->tail, tail + done, __ATOMIC_RELEASE);

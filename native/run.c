@@ -71,11 +71,11 @@ static void put(uint8_t *bytes, uint64_t value, uint32_t size)
 	memcpy(bytes, &value, size);
 }
 
-static void log_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address, uint64_t value)
+static void log_access(struct kvmpy_vcpu *vcpu, uint64_t address, uint64_t value)
 {
 	const struct kvmpy_elements *e = &vcpu->elements;
 	struct kvmpy_record record = {
-		.tsc = kvmpy_tsc(), .address = address, .value = value, .count = 1, .range = range->id,
+		.tsc = kvmpy_tsc(), .address = address, .value = value, .count = 1, .range = e->range,
 		.vcpu = vcpu->index, .space = e->space, .size = e->size, .is_write = e->is_write,
 	};
 
@@ -99,30 +99,62 @@ static int for_python(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, 
 	return (int)range->id * 2 + (int)e->is_write;
 }
 
-static int handler_failed(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address, int pending)
+static int handler_failed(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address, uint64_t value,
+			  int pending)
 {
-	for_python(vcpu, range, address, 0, 1);
+	for_python(vcpu, range, address, value, 1);
 	vcpu->pending = pending;
 	return KVMPY_HANDLER_FAILED;
 }
 
+static uint64_t element_address(const struct kvmpy_elements *e, uint64_t number)
+{
+	return e->span ? e->address + number % e->span : e->address;
+}
+
 /* Counts and logs the elements done since the last time; false when the ring is full. */
-static bool settle(struct kvmpy_vcpu *vcpu, const struct kvmpy_table *table)
+static bool settle(struct kvmpy_vcpu *vcpu)
 {
 	struct kvmpy_elements *e = &vcpu->elements;
 
-	for (; e->logged < e->done; e->logged++) {
-		uint64_t address = e->address + e->logged * e->stride;
-		const struct kvmpy_range *range = kvmpy_find(table, e->space, address);
-
-		if (logged(vcpu, range)) {
+	for (; e->settled < e->done; e->settled++) {
+		if (unlikely(e->log)) {
 			if (!kvmpy_ring_ready(vcpu->ring))
 				return false;
-			log_access(vcpu, range, address, get(e->data + e->logged * e->size, e->size));
+			log_access(vcpu, element_address(e, e->settled), get(e->data + e->settled * e->size, e->size));
 		}
-		vcpu->counts[range->id]++;
+		vcpu->counts[e->range]++;
 	}
 	return true;
+}
+
+static bool owned(const struct kvmpy_range *range)
+{
+	return range->id >= KVMPY_UNOWNED + KVMPY_SPACES;
+}
+
+/* Whether an access is several: its bytes have several owners, or it has a length that no register has. */
+static bool divided(const struct kvmpy_table *table, const struct kvmpy_range *range, int space, uint64_t address,
+		    uint32_t size)
+{
+	if (size & (size - 1))	/* a piece of an access across two pages (3 + 5 bytes) */
+		return true;
+	if (owned(range))
+		return address + size - 1 > range->last;
+	for (uint32_t i = 1; i < size; i++)
+		if (owned(kvmpy_find(table, space, address + i)))
+			return true;
+	return false;
+}
+
+/* From here on byte by byte. */
+static void split(struct kvmpy_elements *e)
+{
+	e->done *= e->size;
+	e->settled *= e->size;
+	e->count *= e->size;
+	e->span = e->size;
+	e->size = 1;
 }
 
 /* An exit that is many accesses, from elements.done on; 0 when all are done. */
@@ -133,17 +165,25 @@ static int do_elements(struct kvmpy_vcpu *vcpu)
 
 	vcpu->pending = KVMPY_GO_ON;
 	for (;;) {
-		uint64_t address = e->address + e->done * e->stride;
 		const struct kvmpy_range *range;
-		uint8_t *data = e->data + e->done * e->size;
-		uint64_t value;
+		uint64_t address, value;
+		uint8_t *data;
 
-		if (unlikely(!settle(vcpu, table)))
+		if (unlikely(!settle(vcpu)))
 			return KVMPY_RING_FULL;
 		if (e->done >= e->count)
 			break;
+		address = element_address(e, e->done);
 		range = kvmpy_find(table, e->space, address);
+		/* Looked at for each element: between two of them the table may have changed. */
+		if (e->size > 1 && unlikely(divided(table, range, e->space, address, e->size))) {
+			split(e);
+			continue;
+		}
+		data = e->data + e->done * e->size;
 		value = e->is_write ? get(data, e->size) : 0;
+		e->range = range->id;
+		e->log = logged(vcpu, range);
 		switch (kvmpy_rule_apply(vcpu, range, address, &value, e->size, e->is_write)) {
 		case KVMPY_DONE:
 			if (!e->is_write)
@@ -151,10 +191,12 @@ static int do_elements(struct kvmpy_vcpu *vcpu)
 			e->done++;
 			break;
 		case KVMPY_TO_PYTHON:
-			for_python(vcpu, range, address, value, e->stride ? 1 : e->count - e->done);
+			/* A native handler passes on one access, everything else the whole string. */
+			for_python(vcpu, range, address, value,
+				   e->span || range->rule->kind == KVMPY_RULE_NATIVE ? 1 : e->count - e->done);
 			return KVMPY_ELEMENTS;
 		case KVMPY_HANDLER_ERROR:
-			return handler_failed(vcpu, range, address, KVMPY_GO_ON);
+			return handler_failed(vcpu, range, address, value, KVMPY_GO_ON);
 		}
 	}
 	vcpu->pending = KVMPY_ENTER;
@@ -179,35 +221,38 @@ static inline int do_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *r
 {
 	struct kvmpy_elements *e = &vcpu->elements;
 	uint64_t value = e->is_write ? get(e->data, e->size) : 0;
+	enum kvmpy_verdict verdict;
 
 	if (unlikely(vcpu->ring && !kvmpy_ring_ready(vcpu->ring))) {
 		vcpu->pending = KVMPY_HANDLE;
 		return KVMPY_RING_FULL;
 	}
-	switch (ask(vcpu, range, address, &value)) {
-	case KVMPY_DONE:
+	verdict = ask(vcpu, range, address, &value);
+	if (likely(verdict == KVMPY_DONE)) {
 		vcpu->counts[range->id]++;
 		if (!e->is_write)
 			put(e->data, value, e->size);
-		if (logged(vcpu, range))
-			log_access(vcpu, range, address, value);
+		if (logged(vcpu, range)) {
+			e->range = range->id;
+			log_access(vcpu, address, value);
+		}
 		return 0;
-	case KVMPY_TO_PYTHON:
-		vcpu->pending = KVMPY_ANSWER;
-		return for_python(vcpu, range, address, value, 1);
-	default:
-		return handler_failed(vcpu, range, address, KVMPY_HANDLE);
 	}
+	e->range = range->id;
+	e->log = logged(vcpu, range);
+	if (verdict == KVMPY_HANDLER_ERROR)
+		return handler_failed(vcpu, range, address, value, KVMPY_HANDLE);
+	vcpu->pending = KVMPY_ANSWER;
+	return for_python(vcpu, range, address, value, 1);
 }
 
-static int start_elements(struct kvmpy_vcpu *vcpu, uint32_t size, uint64_t count, uint32_t stride)
+static int start_elements(struct kvmpy_vcpu *vcpu, uint64_t count)
 {
 	struct kvmpy_elements *e = &vcpu->elements;
 
-	e->size = size;
 	e->count = count;
-	e->stride = stride;
-	e->done = e->logged = 0;
+	e->span = 0;
+	e->done = e->settled = 0;
 	return do_elements(vcpu);
 }
 
@@ -215,7 +260,8 @@ static inline int port_io(struct kvmpy_vcpu *vcpu)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kvmpy_elements *e = &vcpu->elements;
-	const struct kvmpy_range *range = kvmpy_find(kvmpy_bus_enter(vcpu), KVMPY_PIO, run->io.port);
+	const struct kvmpy_table *table = kvmpy_bus_enter(vcpu);
+	const struct kvmpy_range *range = kvmpy_find(table, KVMPY_PIO, run->io.port);
 
 	e->data = (uint8_t *)run + run->io.data_offset;
 	e->address = run->io.port;
@@ -223,9 +269,10 @@ static inline int port_io(struct kvmpy_vcpu *vcpu)
 	e->space = KVMPY_PIO;
 	e->is_write = run->io.direction == KVM_EXIT_IO_OUT;
 	if (unlikely(run->io.count != 1))
-		return start_elements(vcpu, e->size, run->io.count, 0);
-	if (unlikely(e->address + e->size - 1 > range->last))
-		return start_elements(vcpu, 1, e->size, 1);
+		return start_elements(vcpu, run->io.count);
+	/* What nobody owns ends at 0, for this to be one comparison. */
+	if (unlikely(e->address + e->size - 1 > range->last) && divided(table, range, KVMPY_PIO, e->address, e->size))
+		return start_elements(vcpu, 1);
 	return do_access(vcpu, range, e->address);
 }
 
@@ -233,16 +280,17 @@ static inline int memory_io(struct kvmpy_vcpu *vcpu)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kvmpy_elements *e = &vcpu->elements;
-	const struct kvmpy_range *range = kvmpy_find(kvmpy_bus_enter(vcpu), KVMPY_MMIO, run->mmio.phys_addr);
+	const struct kvmpy_table *table = kvmpy_bus_enter(vcpu);
+	const struct kvmpy_range *range = kvmpy_find(table, KVMPY_MMIO, run->mmio.phys_addr);
 
 	e->data = run->mmio.data;
 	e->address = run->mmio.phys_addr;
 	e->size = run->mmio.len;
 	e->space = KVMPY_MMIO;
 	e->is_write = run->mmio.is_write;
-	/* An access across two pages comes in pieces of any length (3 + 5 bytes): no register has such a width. */
-	if (unlikely((e->size & (e->size - 1)) || e->address + e->size - 1 > range->last))
-		return start_elements(vcpu, 1, e->size, 1);
+	if (unlikely((e->size & (e->size - 1)) || e->address + e->size - 1 > range->last) &&
+	    divided(table, range, KVMPY_MMIO, e->address, e->size))
+		return start_elements(vcpu, 1);
 	return do_access(vcpu, range, e->address);
 }
 
@@ -286,8 +334,7 @@ static void log_exit(struct kvmpy_vcpu *vcpu)
 		.space = NOT_AN_ACCESS,
 	};
 
-	if (vcpu->trace && vcpu->ring)
-		kvmpy_ring_log(vcpu, &record);
+	kvmpy_ring_log(vcpu, &record);
 }
 
 static int other_exit(struct kvmpy_vcpu *vcpu)
@@ -309,11 +356,17 @@ static int other_exit(struct kvmpy_vcpu *vcpu)
 			return 0;
 		break;
 	}
-	if (result == KVMPY_EXIT) {
-		vcpu->pending = KVMPY_ENTER;
+	if (result != KVMPY_EXIT)
+		return result;
+	if (vcpu->trace && vcpu->ring) {
+		if (!kvmpy_ring_ready(vcpu->ring)) {
+			vcpu->pending = KVMPY_HANDLE;
+			return KVMPY_RING_FULL;
+		}
 		log_exit(vcpu);
 	}
-	return result;
+	vcpu->pending = KVMPY_ENTER;
+	return KVMPY_EXIT;
 }
 
 /* The exit in *run: 0 when C handled it. */
@@ -333,8 +386,22 @@ static bool coalesced(const struct kvmpy_vcpu *vcpu)
 {
 	const struct kvm_coalesced_mmio_ring *ring = vcpu->bus->coalesced;
 
-	return unlikely(ring != NULL) && __atomic_load_n(&ring->first, __ATOMIC_RELAXED) !=
-					 __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE);
+	if (likely(!ring))
+		return false;
+	return __atomic_load_n(&ring->first, __ATOMIC_RELAXED) != __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE) ||
+	       __atomic_load_n(&vcpu->bus->undelivered, __ATOMIC_ACQUIRE);
+}
+
+static inline void count_exit(struct kvmpy_vcpu *vcpu)
+{
+	uint32_t reason = vcpu->run->exit_reason;
+
+	vcpu->exits[likely(reason < KVMPY_REASONS) ? reason : KVMPY_REASONS - 1]++;
+	/* The last one: its access completes at the next entry, which then returns. */
+	if (unlikely(!--vcpu->budget))
+		kvmpy_kick(vcpu, KVMPY_KICK_BUDGET);
+	if (unlikely(vcpu->until >> (reason & 63) & 1))
+		kvmpy_kick(vcpu, KVMPY_KICK_UNTIL);
 }
 
 /* The kernel's answer to a failed entry, or 0 to try again. */
@@ -350,24 +417,14 @@ static int entry_failed(struct kvmpy_vcpu *vcpu, int error)
 		return vcpu->why ? KVMPY_KICKED : KVMPY_SIGNAL;
 	case -EFAULT:
 		/* KVM API document, KVM_EXIT_MEMORY_FAULT: comes with EFAULT, the exit is filled in. */
-		if (vcpu->run->exit_reason == KVMPY_EXIT_MEMORY_FAULT)
+		if (vcpu->run->exit_reason == KVMPY_EXIT_MEMORY_FAULT) {
+			count_exit(vcpu);
 			return KVMPY_EXIT;
+		}
 		break;
 	}
 	vcpu->error = -error;
 	return KVMPY_FAILED;
-}
-
-static inline void count_exit(struct kvmpy_vcpu *vcpu)
-{
-	uint32_t reason = vcpu->run->exit_reason;
-
-	vcpu->exits[likely(reason < KVMPY_REASONS) ? reason : KVMPY_REASONS - 1]++;
-	/* The last one: its access completes at the next entry, which then returns. */
-	if (unlikely(!--vcpu->budget))
-		kvmpy_kick(vcpu, KVMPY_KICK_BUDGET);
-	if (unlikely(vcpu->until >> (reason & 63) & 1))
-		kvmpy_kick(vcpu, KVMPY_KICK_UNTIL);
 }
 
 /*
@@ -377,15 +434,17 @@ static inline void count_exit(struct kvmpy_vcpu *vcpu)
 bool kvmpy_try_rule(struct kvmpy_vcpu *vcpu, uint32_t reason, int space, uint64_t address, uint8_t *data, uint32_t size,
 		    bool is_write)
 {
+	const struct kvmpy_table *table;
 	const struct kvmpy_range *range;
 	enum kvmpy_verdict verdict;
 	uint64_t value;
 
 	/* An exit that stops the loop is a real one. */
-	if (unlikely(!vcpu->bus || vcpu->budget <= 1 || vcpu->until || size & (size - 1) || coalesced(vcpu)))
+	if (unlikely(!vcpu->bus || vcpu->budget <= 1 || vcpu->until || coalesced(vcpu)))
 		return false;
-	range = kvmpy_find(kvmpy_bus_enter(vcpu), space, address);
-	if (range->rule->kind == KVMPY_RULE_PYTHON || address + size - 1 > range->last)
+	table = kvmpy_bus_enter(vcpu);
+	range = kvmpy_find(table, space, address);
+	if (range->rule->kind == KVMPY_RULE_PYTHON || divided(table, range, space, address, size))
 		return false;
 	if (unlikely(vcpu->ring && !kvmpy_ring_ready(vcpu->ring)))
 		return false;
@@ -403,8 +462,10 @@ bool kvmpy_try_rule(struct kvmpy_vcpu *vcpu, uint32_t reason, int space, uint64_
 	vcpu->counts[range->id]++;
 	if (!is_write)
 		put(data, value, size);
-	if (logged(vcpu, range))
-		log_access(vcpu, range, address, value);
+	if (logged(vcpu, range)) {
+		vcpu->elements.range = range->id;
+		log_access(vcpu, address, value);
+	}
 	return true;
 }
 
@@ -431,12 +492,8 @@ static int take_answer(struct kvmpy_vcpu *vcpu)
 		put(e->data, access->value, e->size);
 	}
 	vcpu->counts[access->range]++;
-	if (unlikely(vcpu->ring)) {
-		const struct kvmpy_range *range = kvmpy_find(kvmpy_bus_enter(vcpu), e->space, access->address);
-
-		if (logged(vcpu, range))
-			log_access(vcpu, range, access->address, access->value);
-	}
+	if (unlikely(e->log))
+		log_access(vcpu, access->address, access->value);
 	vcpu->pending = KVMPY_ENTER;
 	return 0;
 }
@@ -459,7 +516,7 @@ int kvmpy_run(struct kvmpy_vcpu *vcpu)
 	int result = take_up(vcpu);
 
 	if (result)
-		return result;
+		return vcpu->returned = result;
 	do {
 		int error = vcpu->enter(vcpu);
 
@@ -477,5 +534,5 @@ int kvmpy_run(struct kvmpy_vcpu *vcpu)
 	} while (likely(!result));
 	/* Whatever way it left the guest, KVM put the asked-for registers into *run. */
 	vcpu->fresh = vcpu->run->kvm_valid_regs;
-	return result;
+	return vcpu->returned = result;
 }

@@ -71,15 +71,17 @@ struct kvmpy_access {
 };
 
 /*
- * An exit that is several accesses: string I/O (all at one port: stride 0), or one access that no single range of
- * 1, 2, 4 or 8 bytes holds, done byte by byte (stride 1). Python does as many as it likes and moves done on.
+ * An exit that is several accesses: string I/O, all at one port (span 0); or accesses of span bytes that no single
+ * range of 1, 2, 4 or 8 bytes holds, done byte by byte. Python does as many as it likes and moves done on.
  */
 struct kvmpy_elements {
 	uint8_t *data;		/* of element 0, in *run */
 	uint64_t address;
-	uint64_t done, count, logged;
-	uint32_t size, stride;
+	uint64_t done, count;
+	uint64_t settled;	/* of those done, how many are counted and logged */
+	uint32_t size, span;
 	uint32_t space, is_write;
+	uint32_t range, log;	/* by the table that the access was handled by: it may have been replaced since */
 };
 
 struct kvmpy_bus;
@@ -100,6 +102,7 @@ struct kvmpy_vcpu {
 	uint64_t *counts;		/* accesses by range id */
 	int pending;			/* enum kvmpy_pending */
 	int asked;			/* 1 + what a native handler said of the access in *run already; 0: not asked yet */
+	int returned;			/* by kvmpy_run(): for a caller that an exception kept from looking */
 	int fd;
 	uint32_t index;
 	uint32_t trace;			/* log every exit, whoever handles it */

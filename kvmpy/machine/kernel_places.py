@@ -7,6 +7,7 @@ left to KVM by its MSR filter. What the kernel can't keep exits as ever and is h
 from __future__ import annotations
 
 import os
+from collections import deque
 
 from kvmpy.errors import BusError, KvmError
 
@@ -86,6 +87,7 @@ class KernelPlaces:
         self._vm = vm
         self._vcpu = vcpu
         self._coalesced: set[Range] = set()
+        self._undelivered: deque[tuple[Range, int, bytes]] = deque()
         self._user_space_msrs = False
 
     def enter(self, range_: Range) -> None:
@@ -97,11 +99,11 @@ class KernelPlaces:
         self._call(range_, "hand it to the kernel", on=True)
 
     def leave(self, range_: Range) -> None:
-        """Takes the range back; what the kernel still holds of it is delivered."""
+        """Takes the range back; what the kernel still holds of it is its owner's, whatever becomes of the range."""
         if range_.space is self._bus.msrs:
             return
         self._call(range_, "take it back from the kernel", on=False)
-        self.drain()
+        self.collect()
 
     def _call(self, range_: Range, what: str, on: bool) -> None:
         pio = range_.space is self._bus.ports
@@ -127,18 +129,36 @@ class KernelPlaces:
             self._vm.unregister_coalesced(range_.first, range_.length, pio=pio)
             self._coalesced.discard(range_)
 
-    def drain(self) -> None:
-        """Delivers the writes the kernel kept, oldest first."""
-        if not self._bus.native.coalesced:
+    def collect(self) -> None:
+        """Takes the writes out of the kernel's ring while it is known whose they are; deliver() hands them on."""
+        native = self._bus.native
+        if not native.coalesced:
             return
         for address, data, pio in self._vcpu.take_coalesced():
             space = self._bus.ports if pio else self._bus.mmio
             range_ = space.find(address)
-            if range_ is None:
-                continue  # detached since
+            if range_ is not None:
+                self._undelivered.append((range_, address - range_.first, data))
+        native.undelivered = bool(self._undelivered)
+
+    def deliver(self) -> None:
+        """Hands on the writes that the kernel kept, oldest first. One at which the owner raises is handed on again.
+
+        Where handlers run: on a vCPU's thread, or while the machine doesn't run.
+        """
+        self.collect()
+        waiting = self._undelivered
+        while waiting:
+            range_, offset, data = waiting[0]
+            self._bus.handlers[2 * range_.id + 1](offset, int.from_bytes(data, "little"), len(data))
             range_.kernel_count += 1
-            write = self._bus.handlers[2 * range_.id + 1]
-            write(address - range_.first, int.from_bytes(data, "little"), len(data))
+            self.forget_one()
+
+    def forget_one(self) -> None:
+        """The oldest write that was collected isn't handed on any more."""
+        if self._undelivered:
+            del self._undelivered[0]
+        self._bus.native.undelivered = bool(self._undelivered)
 
     def update_msr_filter(self) -> None:
         """MSRs whose place isn't the kernel exit to user space."""

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 # Words of struct kvmpy_access (native/vcpu.h).
 RANGE, OFFSET, SIZE, VALUE, COUNT, ADDRESS, IS_WRITE, SPACE = range(8)
 
+NOTHING = 0
+IN_GUEST = -1000
+"""The C loop has the vCPU. An exception that comes with this (a signal handler's) hides what the C loop returned."""
+
 
 def dispatch(machine: Machine, cpu: Cpu) -> None:
     """Runs the vCPU until the machine has an ending, or the vCPU nothing left to do.
@@ -32,67 +36,84 @@ def dispatch(machine: Machine, cpu: Cpu) -> None:
     the next call begins with it.
     """
     serve = _serve if len(machine.cpus) == 1 else _serve_in_turn
-    code, cpu.unfinished = cpu.unfinished, 0
+    code, cpu.unfinished = cpu.unfinished, NOTHING
+    if code == lib.KVMPY_HANDLER_FAILED:
+        code = NOTHING  # the C loop tries it again
     try:
         while machine.ending is None and not cpu.idle:
-            if code >= 0:
+            if code >= NOTHING:
                 code = serve(machine, cpu, code)
-            OTHERS[code](machine, cpu)
-            code = 0
+            with machine.guard:
+                OTHERS[code](machine, cpu)
+                code = NOTHING
     except BaseException as error:
-        _keep(cpu, code)
-        if cpu.native.pending == lib.KVMPY_ANSWER and not cpu.access[IS_WRITE] and _refused_answer(error):
-            raise bad_answer(machine, cpu) from None
+        _keep(cpu, cpu.unfinished or code)
         if cpu.unfinished:
             note(cpu, error)
         raise
 
 
+# Python looks for signals after a call of C and when it jumps back, and what a signal handler raises comes out there.
+# So ``code`` always says what is still to be done: it never holds what was before while the C loop runs, and no such
+# place lies between the end of a handler and the next assignment.
+
+
 def _serve(machine: Machine, cpu: Cpu, code: int) -> int:
     """Plain accesses, one after the other, from that of ``code`` on (0: enter the guest); the first other code."""
     run, native, access, handlers = lib.kvmpy_run, cpu.native, cpu.access, machine.bus.handlers
-    code = code or run(native)
-    while code > 0:
-        if code & 1:
-            handlers[code](access[1], access[3], access[2])
-        else:
-            access[3] = handlers[code](access[1], access[2])
-        code = run(native)
-    return code
+    try:
+        if not code:
+            code = IN_GUEST
+            code = run(native)
+        while code > 0:
+            if code & 1:
+                handlers[code](access[1], access[3], access[2])
+            else:
+                answer = handlers[code](access[1], access[2])
+                try:
+                    access[3] = answer
+                except (TypeError, ValueError):
+                    raise bad_answer(machine, cpu) from None
+            code = IN_GUEST
+            code = run(native)
+        return code
+    except BaseException:
+        cpu.unfinished = native.returned if code == IN_GUEST else code
+        raise
 
 
 def _serve_in_turn(machine: Machine, cpu: Cpu, code: int) -> int:
     """The same where other vCPUs use the same devices: one handler at a time. The lock costs as much as a handler."""
     run, native, access, handlers = lib.kvmpy_run, cpu.native, cpu.access, machine.bus.handlers
     guard = machine.guard
-    code = code or run(native)
-    while code > 0:
-        with guard:
-            if code & 1:
-                handlers[code](access[1], access[3], access[2])
-            else:
-                access[3] = handlers[code](access[1], access[2])
-        code = run(native)
-    return code
+    try:
+        if not code:
+            code = IN_GUEST
+            code = run(native)
+        while code > 0:
+            with guard:
+                if code & 1:
+                    handlers[code](access[1], access[3], access[2])
+                else:
+                    answer = handlers[code](access[1], access[2])
+                    try:
+                        access[3] = answer
+                    except (TypeError, ValueError):
+                        raise bad_answer(machine, cpu) from None
+                code = NOTHING
+            code = IN_GUEST
+            code = run(native)
+        return code
+    except BaseException:
+        cpu.unfinished = native.returned if code == IN_GUEST else code
+        raise
 
 
 def _keep(cpu: Cpu, code: int) -> None:
-    """What the next run begins with; what the C loop takes up by itself isn't among it."""
-    if cpu.native.pending == lib.KVMPY_ANSWER:
-        cpu.unfinished = 2 * cpu.access[RANGE] + cpu.access[IS_WRITE]
-    else:
-        cpu.unfinished = code if code in (lib.KVMPY_EXIT, lib.KVMPY_ELEMENTS) else 0
-
-
-def _refused_answer(error: BaseException) -> bool:
-    """Whether storing a handler's answer failed, rather than the handler."""
-    frames = error.__traceback__
-    return (
-        isinstance(error, (TypeError, ValueError))
-        and frames is not None
-        and frames.tb_next is not None
-        and frames.tb_next.tb_next is None
-    )
+    """What the next run begins with; what the C loop itself takes up again isn't among it."""
+    if code == lib.KVMPY_BAD_ANSWER:
+        code = 2 * cpu.access[RANGE]
+    cpu.unfinished = code if code > 0 or code in KEPT else NOTHING
 
 
 def bad_answer(machine: Machine, cpu: Cpu) -> DeviceError:
@@ -107,7 +128,12 @@ def bad_answer(machine: Machine, cpu: Cpu) -> DeviceError:
 
 def note(cpu: Cpu, error: BaseException) -> None:
     """Attaches the exit to an exception."""
-    what = exits.view(cpu).describe() if cpu.unfinished == lib.KVMPY_EXIT else describe_access(cpu)
+    if cpu.unfinished == lib.KVMPY_COALESCED:
+        what = "a write that the kernel had kept"
+    elif cpu.unfinished == lib.KVMPY_EXIT:
+        what = exits.view(cpu).describe()
+    else:
+        what = describe_access(cpu)
     text = f"at {what} on vCPU {cpu.index}"
     if text not in getattr(error, "__notes__", ()):
         error.add_note(text)
@@ -125,64 +151,96 @@ def describe_access(cpu: Cpu) -> str:
 def _exit(machine: Machine, cpu: Cpu) -> None:
     exit_ = exits.view(cpu)
     handler = machine.exit_handlers.get(exit_.reason)
-    with machine.guard:
-        if handler is None or handler(exit_) is NotImplemented:
-            exits.default(machine, exit_)
+    if handler is None or handler(exit_) is NotImplemented:
+        exits.default(machine, exit_)
 
 
 def _elements(machine: Machine, cpu: Cpu) -> None:
     """String I/O, or a piece of an access that no range holds alone: as many elements as one owner has."""
-    access, elements = cpu.access, cpu.native.elements
-    size, count = access[SIZE], access[COUNT]
-    data = ffi.buffer(elements.data + elements.done * size, size * count)
+    if _takes_whole(machine, cpu):
+        _string(machine, cpu)
+    else:
+        while cpu.access[COUNT]:
+            _element(machine, cpu)
+
+
+def _takes_whole(machine: Machine, cpu: Cpu) -> Any:
+    """The owner's method for a string in one piece, or None."""
+    access = cpu.access
     owner = machine.bus.by_id.get(access[RANGE])
-    with machine.guard:
-        if access[IS_WRITE]:
-            _write_string(machine, owner, access, bytes(data))
-        else:
-            answer = _read_string(machine, owner, access)
-            if len(answer) != size * count:
-                raise DeviceError(f"{owner}: read_string gave {len(answer)} bytes for {size * count}")
-            data[:] = answer
+    if owner is None or access[COUNT] < 2:
+        return None
+    return getattr(owner.owner, "write_string" if access[IS_WRITE] else "read_string", None)
+
+
+def _string(machine: Machine, cpu: Cpu) -> None:
+    access, elements, whole = cpu.access, cpu.native.elements, _takes_whole(machine, cpu)
+    size, count = access[SIZE], access[COUNT]
+    data = _data(cpu, size * count)
+    if access[IS_WRITE]:
+        whole(access[OFFSET], bytes(data), size)
+    else:
+        answer = whole(access[OFFSET], size, count)
+        if not isinstance(answer, (bytes, bytearray, memoryview)) or len(answer) != size * count:
+            raise _bad_string(machine, cpu, answer)
+        data[:] = answer
     elements.done += count
+    access[COUNT] = 0
 
 
-def _write_string(machine: Machine, owner: Any, access: memoryview, data: bytes) -> None:
-    offset, size = access[OFFSET], access[SIZE]
-    whole = getattr(owner and owner.owner, "write_string", None)
-    if whole is not None and access[COUNT] > 1:
-        whole(offset, data, size)
-        return
-    write = machine.bus.handlers[2 * access[RANGE] + 1]
-    for at in range(0, len(data), size):
-        write(offset, int.from_bytes(data[at : at + size], "little"), size)
+def _element(machine: Machine, cpu: Cpu) -> None:
+    access, elements, size = cpu.access, cpu.native.elements, cpu.access[SIZE]
+    handler = machine.bus.handlers[2 * access[RANGE] + access[IS_WRITE]]
+    data = _data(cpu, size)
+    if access[IS_WRITE]:
+        handler(access[OFFSET], int.from_bytes(data, "little"), size)
+    else:
+        answer = handler(access[OFFSET], size)
+        try:
+            data[:] = int(answer.__index__()).to_bytes(size, "little")
+        except (OverflowError, AttributeError, TypeError):
+            raise bad_answer(machine, cpu) from None
+    elements.done += 1
+    access[COUNT] -= 1
 
 
-def _read_string(machine: Machine, owner: Any, access: memoryview) -> bytes:
-    offset, size, count = access[OFFSET], access[SIZE], access[COUNT]
-    whole = getattr(owner and owner.owner, "read_string", None)
-    if whole is not None and count > 1:
-        return bytes(whole(offset, size, count))
-    read = machine.bus.handlers[2 * access[RANGE]]
-    try:
-        return b"".join([read(offset, size).to_bytes(size, "little") for _ in range(count)])
-    except (OverflowError, AttributeError):
-        raise DeviceError(
-            f"read handler of {owner or 'nobody'}: its answers must be integers of {size} bytes"
-        ) from None
+def _data(cpu: Cpu, length: int) -> Any:
+    """The bytes of the next elements, in the vCPU's shared pages."""
+    elements = cpu.native.elements
+    return ffi.buffer(elements.data + elements.done * cpu.access[SIZE], length)
 
 
-def skip(cpu: Cpu) -> bool:
+def _bad_string(machine: Machine, cpu: Cpu, answer: object) -> DeviceError:
+    length = cpu.access[SIZE] * cpu.access[COUNT]
+    got = f"{len(answer)} bytes" if isinstance(answer, (bytes, bytearray, memoryview)) else repr(answer)
+    return DeviceError(
+        f"read_string of {machine.bus.by_id[cpu.access[RANGE]]}: it gave {got}, {length} bytes are asked for"
+    )
+
+
+def skip(machine: Machine, cpu: Cpu) -> bool:
     """Goes on past the access or exit that a handler failed at: a write is dropped, a read gives all ones."""
-    code, cpu.unfinished = cpu.unfinished, 0
+    code, cpu.unfinished = cpu.unfinished, NOTHING
     if code > 0:
         cpu.access[VALUE] = (1 << (8 * cpu.access[SIZE])) - 1
     elif code == lib.KVMPY_ELEMENTS:
-        elements, length = cpu.native.elements, cpu.access[SIZE] * cpu.access[COUNT]
-        if not cpu.access[IS_WRITE]:
-            ffi.memmove(elements.data + elements.done * cpu.access[SIZE], b"\xff" * length, length)
-        elements.done += cpu.access[COUNT]
-    return code != 0
+        _skip_elements(cpu, cpu.access[COUNT] if _takes_whole(machine, cpu) else min(cpu.access[COUNT], 1))
+    elif code == lib.KVMPY_HANDLER_FAILED and cpu.native.pending == lib.KVMPY_GO_ON:
+        _skip_elements(cpu, 1)
+    elif code == lib.KVMPY_HANDLER_FAILED:
+        cpu.access[VALUE] = (1 << (8 * cpu.access[SIZE])) - 1
+        cpu.native.pending = lib.KVMPY_ANSWER
+    elif code == lib.KVMPY_COALESCED:
+        machine.bus.kernel_places().forget_one()
+        cpu.unfinished = code  # the others
+    return code != NOTHING
+
+
+def _skip_elements(cpu: Cpu, count: int) -> None:
+    if not cpu.access[IS_WRITE]:
+        length = count * cpu.access[SIZE]
+        _data(cpu, length)[:] = b"\xff" * length
+    cpu.native.elements.done += count
 
 
 def _kicked(machine: Machine, cpu: Cpu) -> None:
@@ -236,6 +294,9 @@ def _handler_failed(machine: Machine, cpu: Cpu) -> None:
 def _coalesced(machine: Machine, cpu: Cpu) -> None:
     machine.drain_coalesced()
 
+
+KEPT = (lib.KVMPY_EXIT, lib.KVMPY_ELEMENTS, lib.KVMPY_HANDLER_FAILED, lib.KVMPY_COALESCED)
+"""What of these is begun with when the vCPU runs again after an exception."""
 
 OTHERS: dict[int, Callable[[Machine, Cpu], None]] = {
     lib.KVMPY_EXIT: _exit,
