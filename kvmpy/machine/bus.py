@@ -99,6 +99,7 @@ class Range:
     def rule(self, rule: Rule) -> None:
         rule.check(self.first, self.last)
         with self.space.bus.lock:
+            self.space.bus.check_attached(self)
             self._rule = rule
             self.space.bus.changed()
 
@@ -109,13 +110,19 @@ class Range:
             return self._rule
         if self._place == "ring":
             return (self._rule or _DROP).logging()
+        if self._place == "kernel" and self._rule is not None and not self.in_python:
+            return self._rule
         return _PYTHON
+
+    @property
+    def in_python(self) -> bool:
+        """Whether the owner has a method or function for reads or writes."""
+        return self.read is not None or self.write is not None
 
     @property
     def count(self) -> int:
         """Accesses so far, wherever they were handled, over all vCPUs."""
-        signals = self.owner.from_kernel if isinstance(self.owner, Eventfd) else 0
-        return self.space.bus.count(self.id) + self.kernel_count + signals
+        return self.space.bus.count(self.id)
 
 
 class Space:
@@ -178,6 +185,8 @@ class Space:
         return new
 
     def _insert(self, new: Range) -> None:
+        if self.bus.closed:
+            raise BusError(f"{new}: the machine is closed: nothing can be attached to it")
         at = bisect_right(self._firsts, new.first)
         for other in self._ranges[max(at - 1, 0) : at + 1]:
             if new.first <= other.last and other.first <= new.last:
@@ -185,11 +194,16 @@ class Space:
         self.bus.register(new)
         self._firsts.insert(at, new.first)
         self._ranges.insert(at, new)
-        self.bus.changed()
+        try:
+            self.bus.changed()
+        except BaseException:
+            del self._firsts[at], self._ranges[at]
+            raise
 
     def detach(self, range_: Range) -> None:
-        """Nobody's from now on; its count stays readable."""
+        """Nobody's from now on; its count stays readable. BusError if it isn't one of this space's ranges."""
         with self.bus.lock:
+            self.bus.check_attached(range_)
             if range_.place == "kernel":
                 self.bus.kernel_places().leave(range_)
             at = self._ranges.index(range_)
@@ -281,7 +295,12 @@ class Space:
         in the kernel, and no vCPU waits. What doesn't match goes nowhere."""
         owner = Eventfd(length, datamatch)
         try:
-            self.attach(address, length or 1, owner, name).place = "kernel"
+            made = self.attach(address, length or 1, owner, name)
+            try:
+                made.place = "kernel"
+            except BaseException:
+                self.detach(made)
+                raise
         except BaseException:
             owner.close()
             raise
@@ -338,13 +357,14 @@ class Bus:
         self.by_id: dict[int, Range] = {}
         self.vcpus: list[Any] = []
         self.ports = Space(self, lib.KVMPY_PIO, "port", 0xFFFF)
-        self.mmio = Space(self, lib.KVMPY_MMIO, "MMIO", (1 << 64) - 1)
+        self.mmio = Space(self, lib.KVMPY_MMIO, "MMIO", (1 << 52) - 1)
         self.msrs = Space(self, lib.KVMPY_MSR, "MSR", 0xFFFFFFFF)
         self.hypercalls = Space(self, lib.KVMPY_HYPERCALL, "hypercall", (1 << 64) - 1)
         self.spaces = (self.ports, self.mmio, self.msrs, self.hypercalls)
         self.kernel: KernelPlaces | None = None
         self.need_rings: Callable[[], None] = lambda: None
         self.closed = False
+        self._final: dict[int, int] = {}
         self._live = False
         self._dirty = True
         self._unowned: Rule = Drop()
@@ -378,12 +398,7 @@ class Bus:
         if place not in PLACES:
             raise BusError(f"{range_}: place {place!r}: one of {', '.join(PLACES)}")
         with self.lock:
-            if (
-                self.closed
-                or self.by_id.get(range_.id) is not range_
-                or range_.space.find(range_.first) is not range_
-            ):
-                raise BusError(f"{range_}: the range is detached or its machine closed: it can't be moved")
+            self.check_attached(range_)
             old = range_.place
             if place == old:
                 return
@@ -395,6 +410,8 @@ class Bus:
                 self.changed()
             except BaseException:
                 range_._place = old
+                if place == "kernel":
+                    self.kernel_places().leave(range_)
                 raise
             if old == "kernel":
                 self.kernel_places().leave(range_)
@@ -404,10 +421,24 @@ class Bus:
             raise BusError(
                 f"{range_}: C has no rule for it: set range.rule, for example to kvmpy.machine.rules.Drop()"
             )
-        if place == "python" and range_.read is None and range_.write is None:
-            raise BusError(f"{range_}: nobody in Python handles it: its owner is the rule {range_.rule}")
+        if range_.rule is not None and not range_.in_python:
+            kind = range_.rule.kind
+            if place == "python":
+                raise BusError(f"{range_}: nobody in Python handles it: its owner is the rule {kind!r}")
+            # MSRs are KVM's own there; for the rest the kernel can only do what a Drop does.
+            if place == "kernel" and range_.space is not self.msrs and not isinstance(range_.rule, Drop):
+                raise BusError(
+                    f"{range_}: the kernel would keep its writes from the rule {kind!r}: leave it in place 'c'"
+                )
         if place == "ring":
             self.need_rings()
+
+    def check_attached(self, range_: Range) -> None:
+        """BusError for a range that is detached, or whose machine is closed."""
+        if self.closed:
+            raise BusError(f"{range_}: its machine is closed: it can't be changed any more")
+        if self.by_id.get(range_.id) is not range_ or range_.space.find(range_.first) is not range_:
+            raise BusError(f"{range_}: the range is detached: it can't be changed any more")
 
     def kernel_places(self) -> KernelPlaces:
         """The kernel's side of the bus. BusError for an engine that isn't in the kernel."""
@@ -416,8 +447,13 @@ class Bus:
         return self.kernel
 
     def count(self, id_: int) -> int:
-        """Accesses to a range so far; of ports and addresses nobody owns for ids 1 and 2."""
-        return sum(int(vcpu.counts[id_]) for vcpu in self.vcpus)
+        """Accesses to a range so far; for ids 1 to 4, those that nobody owns in each space."""
+        exits = sum(int(vcpu.counts[id_]) for vcpu in self.vcpus) + self._final.get(id_, 0)
+        range_ = self.by_id.get(id_)
+        if range_ is None:
+            return exits
+        signals = range_.owner.from_kernel if isinstance(range_.owner, Eventfd) else 0
+        return exits + range_.kernel_count + signals
 
     def changed(self) -> None:
         """The table is out of date: a running machine gets a new one now, another when it starts."""
@@ -472,12 +508,14 @@ class Bus:
     def close(self) -> None:
         """Frees the tables; no vCPU may run any more. Closing twice is fine."""
         with self.lock:
+            if not self.closed:
+                ids = (*range(lib.KVMPY_UNOWNED, FIRST_ID), *self.by_id)
+                self._final = {id_: sum(int(vcpu.counts[id_]) for vcpu in self.vcpus) for id_ in ids}
             self.closed = True
             self.vcpus = []
-            for space in self.spaces:
-                for range_ in space:
-                    if isinstance(range_.owner, Eventfd):
-                        range_.owner.close()
+            for range_ in self.by_id.values():
+                if isinstance(range_.owner, Eventfd):
+                    range_.owner.close()
             if self._table is not None:
                 self._retired.append(self._table)
                 self._table = None

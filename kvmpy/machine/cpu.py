@@ -96,6 +96,8 @@ class _Bank:
 
     def fetch(self) -> None:
         native = self._cpu.native
+        if native is None:
+            raise UsageError(f"vCPU {self._cpu.index}: its machine is closed, it has no registers any more")
         if not native.fresh & self._sync:
             self._get(self.data)
             native.fresh |= self._sync
@@ -213,6 +215,8 @@ class Cpu:
     @property
     def exits(self) -> list[int]:
         """Exits so far by KVM's number of the exit reason; numbers from 63 on share the last place."""
+        if self.native is None:
+            raise UsageError(f"vCPU {self.index}: its machine is closed, its counters are gone")
         return list(self.native.exits)
 
     def translate(self, linear: int) -> int | None:

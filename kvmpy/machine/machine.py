@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import threading
 import time
@@ -85,12 +87,15 @@ class Machine:
         self.irqchip = irqchip
         self.ending: Ending | None = None
         self.guard = threading.RLock()
+        self._life = threading.RLock()  # for what other threads may do at any time: stop, against close
         self.exit_handlers: dict[int, ExitHandler] = {}
         self.cpus: list[Cpu] = []
         self._running = False
         self._rings: list[Ring] = []
         self._ring_sink: Callable[[Cpu], None] | None = None
         self._halted: set[int] = set()
+        self._all_halted = False
+        self._cpu_time = 0.0
         self._errors: list[BaseException] = []
         self._done = threading.Event()
         self.bus = Bus()
@@ -164,14 +169,15 @@ class Machine:
 
     def close(self) -> None:
         """Ends and frees everything: vCPUs first, memory last. A second time does nothing."""
-        if self._closed:
-            return
-        if self._running:
-            raise UsageError("the machine is running: stop() it before it is closed")
-        self._closed = True
-        self.bus.close()
-        for cpu in self.cpus:
-            cpu.close()
+        with self._life:
+            if self._closed:
+                return
+            if self._running:
+                raise UsageError("the machine is running: stop() it before it is closed")
+            self._closed = True
+            self.bus.close()
+            for cpu in self.cpus:
+                cpu.close()
         if self.vm is not None:
             self.vm.close()
         self.memory.disconnect()
@@ -239,36 +245,47 @@ class Machine:
 
         Raises UsageError: closed, already running, a timeout that isn't positive.
         """
-        self._check_can_run(timeout, max_exits)
+        began = time.monotonic()
+        self._check_arguments(timeout, max_exits)
         mask = sum(1 << number for number in {_reason(reason) for reason in until})
-        for cpu in self.cpus:
-            cpu.native.kick = 0  # what the last run left behind
-            cpu.idle = False
-        self.ending = None
-        self._halted.clear()
-        self._running = True
-        began, clock = time.monotonic(), _cpu_time()
-        before = self._counters()
+        with self._life:
+            self._check_can_run()
+            self.ending = None
+            self._running = True
         try:
-            self.bus.publish()
-            for cpu in self.cpus:
-                cpu.set_up()
-                cpu.native.budget = max_exits if max_exits is not None else (1 << 64) - 1
-                cpu.native.until = mask
+            self._prepare(max_exits, mask)
+            before = self._counters()
             if len(self.cpus) == 1:
                 self._run_here(self.cpus[0], timeout)
             else:
                 self._run_threads(timeout)
+            if self.bus.native.coalesced:
+                self.drain_coalesced()
         finally:
             self._running = False
         assert self.ending is not None
-        return self._result(self.ending, before, time.monotonic() - began, _cpu_time() - clock)
+        return self._result(self.ending, before, time.monotonic() - began)
 
-    def _check_can_run(self, timeout: float | None, max_exits: int | None) -> None:
+    def _prepare(self, max_exits: int | None, until: int) -> None:
+        self._halted.clear()
+        self._all_halted = False
+        self._cpu_time = 0.0
+        self.bus.publish()
+        for cpu in self.cpus:
+            cpu.idle = False
+            cpu.set_up()
+            cpu.native.kick = 0  # what the last run left behind
+            cpu.native.budget = max_exits if max_exits is not None else (1 << 64) - 1
+            cpu.native.until = until
+
+    def _check_can_run(self) -> None:
         if self._closed:
             raise UsageError("the machine is closed: it can't run any more")
         if self._running:
             raise UsageError("the machine is running already, in another thread or below this handler")
+
+    @staticmethod
+    def _check_arguments(timeout: float | None, max_exits: int | None) -> None:
         if timeout is not None and not 0 < timeout < 1e9:
             raise UsageError(f"timeout of {timeout} seconds: it must be more than 0 and less than 1e9")
         if max_exits is not None and not 0 < max_exits < 1 << 63:
@@ -277,13 +294,18 @@ class Machine:
     def _run_here(self, cpu: Cpu, timeout: float | None) -> None:
         deadline = time.monotonic_ns() + int(timeout * 1e9) if timeout is not None else 0
         tick = int(TICK * 1e9) if self.irqchip != "none" and len(self.cpus) == 1 else 0
-        error = lib.kvmpy_thread_enter(cpu.native, deadline, tick)
-        if error:
-            raise OSError(-error, f"vCPU {cpu.index} can't run on this thread")
+        clock = time.thread_time()
         try:
+            error = lib.kvmpy_thread_enter(cpu.native, deadline, tick)
+            if error == -errno.EBUSY:
+                raise UsageError("a handler of another machine runs on this thread: run this one on its own")
+            if error:
+                raise OSError(-error, f"vCPU {cpu.index} can't run on this thread: {os.strerror(-error)}")
             loop.dispatch(self, cpu)
         finally:
             lib.kvmpy_thread_leave(cpu.native)
+            with self._life:
+                self._cpu_time += time.thread_time() - clock
 
     def _run_threads(self, timeout: float | None) -> None:
         """A thread for each vCPU; this one waits, and keeps time for all."""
@@ -305,7 +327,10 @@ class Machine:
         finally:
             self._join(threads, active)
         if self._errors:
-            raise self._errors[0]
+            first, *others = self._errors
+            for error in others:
+                first.add_note(f"and {type(error).__name__}: {error}, {', '.join(error.__notes__)}")
+            raise first
 
     def _wait(self, active: list[Cpu], deadline: float | None) -> None:
         ticking = self.irqchip != "none"
@@ -361,11 +386,12 @@ class Machine:
     ) -> None:
         """The first ending counts; every vCPU leaves its guest."""
         assert reason in REASONS, reason
-        if self.ending is None:
-            self.ending = Ending(reason, status, None if cpu is None else cpu.index, detail, crash)
+        with self._life:
+            if self.ending is None:
+                self.ending = Ending(reason, status, None if cpu is None else cpu.index, detail, crash)
+            for other in self.cpus:
+                kick(other, lib.KVMPY_KICK_STOP)
         self._done.set()
-        for other in self.cpus:
-            kick(other, lib.KVMPY_KICK_STOP)
 
     def crash(self, cpu: Cpu, what: str, reason: str = "crash") -> None:
         """Ends the run because ``cpu`` can't go on; keeps what a report needs."""
@@ -374,12 +400,19 @@ class Machine:
         self.end(reason, cpu=cpu, detail=what, crash=Crash(cpu, what, self.history(cpu)))
 
     def halted(self, cpu: Cpu) -> None:
-        """A vCPU halted and nothing will wake it; when all have, the run ends."""
+        """A vCPU halted, and only another one can wake it: when all have, the run ends.
+
+        Without interrupt controllers none can. With them each is looked at in turn, and one that slept may have been
+        woken by another that fell asleep before its turn came: so it takes a second look at all of them.
+        """
         self._halted.add(cpu.index)
-        if all(other.index in self._halted or other.parked for other in self.cpus):
+        cpu.idle = self.irqchip == "none"
+        if not all(other.index in self._halted or other.parked for other in self.cpus):
+            return
+        if cpu.idle or len(self.cpus) == 1 or self._all_halted:
             self.end("halt", status=0, cpu=cpu)
-        elif self.irqchip == "none":
-            cpu.idle = True
+        self._halted.clear()
+        self._all_halted = True
 
     def tick(self, cpu: Cpu) -> None:
         """A look at a vCPU whose interrupts come from the kernel: HLT with interrupts off is for ever."""
@@ -387,13 +420,14 @@ class Machine:
             self.halted(cpu)
         else:
             self._halted.discard(cpu.index)
+            self._all_halted = False
 
     def skip(self, cpu: int = 0) -> None:
         """Goes past the access at which a handler raised: a write is dropped, a read gives all ones.
 
         Raises UsageError if the vCPU isn't stopped at one.
         """
-        if not loop.skip(self.cpus[cpu]):
+        if not loop.skip(self, self.cpus[cpu]):
             raise UsageError(f"vCPU {cpu} isn't stopped at an exit that a handler failed at")
 
     # Exits
@@ -479,9 +513,9 @@ class Machine:
             self.end("ring-full", cpu=cpu)
 
     def drain_coalesced(self) -> None:
-        """Hands writes that the kernel kept to their owners, in order."""
+        """Hands writes that the kernel kept to their owners, in order: on a vCPU's thread, or when none runs."""
         with self.guard, self.bus.lock:
-            self.bus.kernel_places().drain()
+            self.bus.kernel_places().deliver()
 
     # Results
 
@@ -494,19 +528,19 @@ class Machine:
         ids = (*range(lib.KVMPY_UNOWNED, lib.KVMPY_UNOWNED + lib.KVMPY_SPACES), *self.bus.by_id)
         return exits_, {id_: self.bus.count(id_) for id_ in ids}
 
-    def _result(self, ending: Ending, before: Any, wall: float, cpu: float) -> Result:
+    def _result(self, ending: Ending, before: Any, wall: float) -> Result:
         exits_, counts = self._counters()
         for now, then in ((exits_, before[0]), (counts, before[1])):
             for key in then:
                 now[key] -= then[key]
         ranges = [
             (range_.space.name, range_.name, range_.first, range_.last, range_.place, counts[id_])
-            for id_, range_ in self.bus.by_id.items()
-            if counts[id_]
+            for id_, range_ in list(self.bus.by_id.items())
+            if counts.get(id_)
         ]
         unowned = sum(counts[lib.KVMPY_UNOWNED + space] for space in range(lib.KVMPY_SPACES))
         named = {exits.name_of(reason): count for reason, count in exits_.items() if count}
-        return Result(ending, named, ranges, unowned, wall, cpu, peak_memory())
+        return Result(ending, named, ranges, unowned, wall, self._cpu_time, peak_memory())
 
 
 def _reason(name: int | str) -> int:
@@ -519,10 +553,6 @@ def _reason(name: int | str) -> int:
     raise UsageError(
         f"exit reason {name!r} is unknown: one of {', '.join(v.name for v in exits.VIEWS.values())}"
     )
-
-
-def _cpu_time() -> float:
-    return time.process_time()
 
 
 def peak_memory() -> int:

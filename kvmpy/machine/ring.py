@@ -62,12 +62,19 @@ class Ring:
 
     def __len__(self) -> int:
         """Records waiting to be drained."""
-        return min(int(self.native.head - self.native.tail), self.capacity)
+        native = self._open()
+        return min(int(native.head - native.tail), self.capacity)
 
     @property
     def dropped(self) -> int:
-        """Records there was no room for."""
-        return int(self.native.dropped)
+        """Records there was no room for, or (mode "last") that were forgotten."""
+        native = self._open()
+        return int(native.dropped) + max(int(native.head - native.tail) - self.capacity, 0)
+
+    def _open(self) -> Any:
+        if self.native == ffi.NULL:
+            raise UsageError("the ring is closed: drain it before its machine is")
+        return self.native
 
     def drain(self, most: int | None = None) -> memoryview:
         """Takes out up to ``most`` records, oldest first, as bytes for ``numpy.frombuffer(…, dtype=DTYPE)``."""
