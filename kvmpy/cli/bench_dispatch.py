@@ -82,5 +82,5 @@ def _print_qemu(console: Any, qemu: dict[str, Any] | str | None) -> None:
             low, high = qemu["spread"][name]
             console.print(
                 f"Whole exit, place {name}: {qemu['ratio'][name]:.3f} of QEMU's ({low:.3f}..{high:.3f};"
-                f" {qemu['ns'][name]:.0f} and {qemu['ns']['qemu']:.0f} ns)"
+                f" {qemu['cycles'][name]:.0f} and {qemu['cycles']['qemu']:.0f} cycles)"
             )

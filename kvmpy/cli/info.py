@@ -12,8 +12,6 @@ SCHEMA = 1
 SIZES = ("memory", "memory_available")
 NUMBERS = ("cpus", "nr_memslots", "max_vcpus", "irq_routing", "hugetlb_2m", "hugetlb_1g")
 """Other values above 1 are masks of what there is."""
-PIPE_WIDTH = 200
-"""Columns when nobody has a terminal of some width: nothing is broken in two."""
 
 
 @click.command("info")
@@ -37,30 +35,26 @@ def command(as_json: bool) -> None:
 
 
 def render(host: HostFacts) -> str:
-    """Tables as wide as the terminal that stdout is."""
+    """Tables for stdout, a group each."""
     import sys
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from kvmpy.cli.drawing import draw
     from kvmpy.machine.host import GROUPS
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    with console.capture() as captured:
-        console.print(Text(headline(host)))
-        for group, found in host.groups().items():
-            table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-            table.add_column(no_wrap=True, min_width=26)
-            table.add_column(no_wrap=True, max_width=40, style="bold")
-            table.add_column(overflow="fold", style="dim")
-            for fact in worth_showing(found):
-                note = fact.about if group == "capabilities" else fact.source
-                table.add_row(Text("  " + fact.name), Text(value_text(fact)), Text(note))
-            console.print()
-            console.print(Text(GROUPS[group], style="underline"))
-            console.print(table)
-    return captured.get()
+    shown: list[Text | Table] = [Text(headline(host))]
+    for group, found in host.groups().items():
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column(no_wrap=True, min_width=26)
+        table.add_column(no_wrap=True, max_width=40, style="bold")
+        table.add_column(overflow="fold", style="dim")
+        for fact in worth_showing(found):
+            note = fact.about if group == "capabilities" else fact.source
+            table.add_row(Text("  " + fact.name), Text(value_text(fact)), Text(note))
+        shown += [Text(), Text(GROUPS[group], style="underline"), table]
+    return draw(sys.stdout, *shown)
 
 
 def worth_showing(found: list[Fact]) -> list[Fact]:

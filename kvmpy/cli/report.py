@@ -192,10 +192,13 @@ def report(
 
 def print_stats(result: Result) -> None:
     """``--stats``: a table on stderr."""
+    import sys
+
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from kvmpy.cli.drawing import draw
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("exits", justify="right")
@@ -204,15 +207,11 @@ def print_stats(result: Result) -> None:
     for row in stats_rows(result):
         table.add_row(*(Text(cell) for cell in row))
     rate = sum(result.exits.values()) / result.wall if result.wall else 0.0
-    console = Console(stderr=True, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-        console.print(
-            f"{result.reason}: {result.wall * 1e3:.1f} ms wall, {result.cpu * 1e3:.1f} ms CPU,"
-            f" {rate:,.0f} exits/s, peak memory {result.peak_memory >> 20} MiB",
-            soft_wrap=True,
-        )
-    write(captured.get())  # rich itself would end the program where stderr is closed
+    total = (
+        f"{result.reason}: {result.wall * 1e3:.1f} ms wall, {result.cpu * 1e3:.1f} ms CPU,"
+        f" {rate:,.0f} exits/s, peak memory {result.peak_memory >> 20} MiB"
+    )
+    write(draw(sys.stderr, table) + total + "\n")
 
 
 def stats_rows(result: Result) -> list[tuple[str, str, str, str]]:
