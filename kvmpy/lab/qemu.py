@@ -70,7 +70,7 @@ def _kvmpy(owner: object) -> float:
         machine.ports.on_write(END)(lambda offset, value, size: machine.stop(value, "exit"))
         machine.load(boot_sector(BATCHES, WRITES), format="bootsector")
         machine.run(timeout=60)
-    return _cycles(output)
+    return _cycles(bytes(output))
 
 
 class _Device:
