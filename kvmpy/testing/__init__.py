@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kvmpy.testing.exits import Shutdown as Shutdown
     from kvmpy.testing.exits import SystemEvent as SystemEvent
     from kvmpy.testing.exits import Wrmsr as Wrmsr
-    from kvmpy.testing.golden import golden as golden
+    from kvmpy.testing.golden_trace import golden as golden
     from kvmpy.testing.guest import Guest as Guest
     from kvmpy.testing.guest import Run as Run
     from kvmpy.testing.problems import AssemblyError as AssemblyError
@@ -47,7 +47,7 @@ _HOME = {
         "ANY", "Debug", "Exit", "FailEntry", "Hlt", "Hypercall", "In", "InternalError", "MmioRead", "MmioWrite", "Out",
         "Rdmsr", "Shutdown", "SystemEvent", "Wrmsr",
     ),
-    "golden": ("golden",),
+    "golden_trace": ("golden",),
     "guest": ("Guest", "Run"),
     "problems": ("AssemblyError", "GoldenError", "GuestAssertion", "GuestHang", "SerialError"),
     "trace": ("ExitList",),

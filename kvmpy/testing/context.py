@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kvmpy.testing.build import Builder
-    from kvmpy.testing.golden import Golden
+    from kvmpy.testing.golden_trace import Golden
     from kvmpy.testing.guest import Guest
     from kvmpy.testing.settings import Settings
 
@@ -84,7 +84,7 @@ class Context:
 
     def golden(self, name: str) -> Golden:
         """The golden trace of that name beside the test's file."""
-        from kvmpy.testing.golden import Golden
+        from kvmpy.testing.golden_trace import Golden
 
         path = os.path.join(os.path.dirname(self.path), "golden", f"{name}.trace")
         return Golden(name, path, self.update_golden)

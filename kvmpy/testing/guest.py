@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 USUAL_PLACE = {"real": 0x1000, "protected": 0x100000, "long": 0x100000}
 SERIAL_PORT, EXIT_PORT = 0x3F8, 0xF4
 SERIAL_IRQ = 4
+NOISE = ("Assembler messages:", "In function", "In file included", "note:", "RWX permissions")
+"""Lines of a compiler that say where something is, not what."""
 
 
 class Run:
@@ -370,10 +372,11 @@ def _explain(said: str, language: str, source: str, place: Caller) -> str:
     import re
 
     lines = []
+    errors = "error:" in said.lower()
     for line in said.splitlines():
-        if "Assembler messages:" in line or "In function" in line or line.startswith("collect2:"):
+        if line.startswith((" ", "collect2:")) or any(word in line for word in NOISE):
             continue
-        if "RWX permissions" in line or (language == "c" and line.startswith(" ")):
+        if errors and "warning:" in line:
             continue
         found = re.match(rf"{language}:(\d+):(?:\d+:)? *(.*)", line)
         if found:

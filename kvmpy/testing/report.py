@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvmpy.errors import KvmpyError
 from kvmpy.testing import diff
 from kvmpy.testing.exits import from_record
-from kvmpy.testing.golden import Golden
+from kvmpy.testing.golden_trace import Golden
 from kvmpy.testing.machine import HISTORY, MachineUnderTest
 from kvmpy.testing.trace import ExitList
 

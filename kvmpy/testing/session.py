@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from kvmpy.errors import UsageError
@@ -14,6 +16,7 @@ from kvmpy.testing.settings import Settings, gather, unmet
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from types import TracebackType
     from typing import Any
 
     from kvmpy.testing.build import Builder
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 SETTINGS = pytest.StashKey[Settings]()
 CONTEXT = pytest.StashKey[Context]()
 FIXTURE = "kvmpy_engine"
+TESTING = os.path.dirname(os.path.abspath(__file__)) + os.sep
+MACHINE = os.path.join(os.path.dirname(TESTING[:-1]), "machine") + os.sep
 
 
 def settings_of(node: Any) -> Settings:
@@ -118,9 +123,11 @@ class Session:
             return (yield)
         except NoCompiler as error:
             self._cannot(str(error))
-        except AssertionError as error:
-            if self.shown and error.args and isinstance(error.args[0], str):
-                error.args = (_whole(error.args[0], self.shown), *error.args[1:])
+        except Exception as error:
+            if not self.config.getoption("fulltrace"):
+                hide_engine_room(error)
+            if isinstance(error, AssertionError) and self.shown and error.args:
+                error.args = (_whole(str(error.args[0]), self.shown), *error.args[1:])
             raise
 
     def pytest_assertrepr_compare(
@@ -170,6 +177,24 @@ class Session:
     def pytest_unconfigure(self) -> None:
         """The machine's class is as it was."""
         self.leaks.uninstall()
+
+
+def hide_engine_room(error: BaseException) -> None:
+    """Takes kvmpy's own frames out of a traceback that goes on in the test's code: a handler that raises.
+
+    ``--full-trace`` leaves them in.
+    """
+    step = error.__traceback__
+    while step is not None:
+        after = step.tb_next
+        while after is not None and after.tb_next is not None and _is_own(after):
+            after = after.tb_next
+        step.tb_next = after
+        step = after
+
+
+def _is_own(step: TracebackType) -> bool:
+    return step.tb_frame.f_code.co_filename.startswith((MACHINE, TESTING))
 
 
 def _whole(message: str, explained: list[str]) -> str:

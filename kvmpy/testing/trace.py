@@ -28,7 +28,7 @@ class ExitList(list[Exit]):
     """Where they come from, for reports."""
 
     def __eq__(self, other: object) -> bool:
-        from kvmpy.testing.golden import Golden
+        from kvmpy.testing.golden_trace import Golden
 
         if isinstance(other, Golden):
             return other.compare(self)

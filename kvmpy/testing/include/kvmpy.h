@@ -20,15 +20,15 @@
 
 /* ASSERT(e), ASSERT(nz), ASSERT(a) …: a condition as in jcc, of the flags as they are. */
 #define ASSERT(condition) j##condition 6642f; KVMPY_FAIL(KVMPY_TEXT(ASSERT(condition)), 0); 6642:
-#define KVMPY_COMPARE(condition, a, b, text) cmp b, a; j##condition 6642f; KVMPY_FAIL(KVMPY_TEXT(text), 1); 6642:
+#define KVMPY_COMPARE(condition, left, right, text) cmp right, left; j##condition 6642f; KVMPY_FAIL(KVMPY_TEXT(text), 1); 6642:
 
 /* Two operands, as for cmp, but in the order they are read in: ASSERT_LT(%eax, $10) is eax < 10 (unsigned). */
-#define ASSERT_EQ(a, b) KVMPY_COMPARE(e, a, b, ASSERT_EQ(a, b))
-#define ASSERT_NE(a, b) KVMPY_COMPARE(ne, a, b, ASSERT_NE(a, b))
-#define ASSERT_LT(a, b) KVMPY_COMPARE(b, a, b, ASSERT_LT(a, b))
-#define ASSERT_LE(a, b) KVMPY_COMPARE(be, a, b, ASSERT_LE(a, b))
-#define ASSERT_GT(a, b) KVMPY_COMPARE(a, a, b, ASSERT_GT(a, b))
-#define ASSERT_GE(a, b) KVMPY_COMPARE(ae, a, b, ASSERT_GE(a, b))
+#define ASSERT_EQ(left, right) KVMPY_COMPARE(e, left, right, ASSERT_EQ(left, right))
+#define ASSERT_NE(left, right) KVMPY_COMPARE(ne, left, right, ASSERT_NE(left, right))
+#define ASSERT_LT(left, right) KVMPY_COMPARE(b, left, right, ASSERT_LT(left, right))
+#define ASSERT_LE(left, right) KVMPY_COMPARE(be, left, right, ASSERT_LE(left, right))
+#define ASSERT_GT(left, right) KVMPY_COMPARE(a, left, right, ASSERT_GT(left, right))
+#define ASSERT_GE(left, right) KVMPY_COMPARE(ae, left, right, ASSERT_GE(left, right))
 
 /* Ends the run with this status. */
 #define EXIT(status) mov $status, %al; out %al, $KVMPY_EXIT_PORT
