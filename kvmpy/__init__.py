@@ -12,6 +12,8 @@ Names are imported when they are first used, so that ``import kvmpy`` costs next
 
 from __future__ import annotations
 
+from kvmpy.lazily import exports
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.boot.payload import BootOptions as BootOptions
@@ -63,15 +65,4 @@ _HOME = {
 __version__ = "0.1.0"
 __all__ = sorted(_HOME)
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = __import__(_HOME[name], fromlist=[name])
-    found: object = getattr(module, name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = exports(__name__, _HOME, globals())

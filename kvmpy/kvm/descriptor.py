@@ -7,12 +7,10 @@ import os
 from kvmpy._native import ffi, lib
 from kvmpy.abi import ioctls
 from kvmpy.kvm.errors import failed
+from kvmpy.owned import Owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from kvmpy._native import CData, CType
     from kvmpy.abi.ioctls import Ioctl
 
@@ -23,7 +21,7 @@ new = ffi.new
 NULL = ffi.NULL
 
 
-class Descriptor:
+class Descriptor(Owned):
     """Owns one file descriptor. A context manager; closing twice is fine; forgetting it is a ResourceWarning.
 
     Attributes: ``fd`` (-1 once closed) and ``label``, what error messages call it ("vCPU 0").
@@ -48,22 +46,6 @@ class Descriptor:
     def fileno(self) -> int:
         """The file descriptor, for ``select`` and the like; -1 once closed."""
         return self.fd
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            import warnings
-
-            text = f"{self!r} was never closed"
-            self.close()  # first: the warning may be an error
-            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label}{' (closed)' if self.closed else f' fd {self.fd}'}>"

@@ -17,11 +17,11 @@ from _warnings import warn  # What warnings.warn is; it needs no import and stil
 from kvmpy._native import ffi
 from kvmpy.errors import GuestMemoryError, UsageError
 from kvmpy.machine.sizes import PAGE, check_pages, format_size
+from kvmpy.owned import Owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Any, Self
+    from typing import Any
 
 HUGE_PAGE = 2 << 20
 HUGE_CHOICES = (None, "thp", "hugetlb")
@@ -33,7 +33,7 @@ _MADV_POPULATE_WRITE = 23  # Linux 5.14
 _THP = "/sys/kernel/mm/transparent_hugepage/"
 
 
-class Backing:
+class Backing(Owned):
     """``size`` bytes of host memory at host address ``address``, made by the functions of this module."""
 
     __slots__ = ("_view", "address", "fd", "kind", "map", "offset", "owned", "size", "writable", "zap")
@@ -109,19 +109,6 @@ class Backing:
             pass  # Somebody holds a view; the mapping ends with it.
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_view", None) is not None:
-            warn(f"unclosed guest memory {self!r}", ResourceWarning, 2, self)
-            self.close()
 
 
 def anonymous(size: int, *, huge: str | None = None, phase: int = 0) -> Backing:

@@ -18,12 +18,12 @@ from kvmpy.machine.memory import GuestMemory
 from kvmpy.machine.result import REASONS, Ending, Result
 from kvmpy.machine.ring import Ring
 from kvmpy.machine.sizes import memory_size
+from kvmpy.owned import Owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import TracebackType
-    from typing import Any, Self
+    from typing import Any
 
     from kvmpy.boot.payload import Payload
     from kvmpy.machine.backing import Backing
@@ -43,7 +43,7 @@ TICK = 0.02
 """Seconds between two looks at whether halted vCPUs can ever wake up again."""
 
 
-class Machine:
+class Machine(Owned):
     """A virtual machine.
 
     ``memory``   bytes, or text such as "64M"; whole pages of 4 KiB. Above 3 GiB it goes on at 4 GiB
@@ -159,13 +159,10 @@ class Machine:
 
     # Life
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called, or the machine never came to be."""
+        return self._closed
 
     def close(self) -> None:
         """Ends and frees everything: vCPUs first, memory last. A second time does nothing."""
@@ -184,17 +181,6 @@ class Machine:
         self.memory.close()
         for ring in self._rings:
             ring.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_closed", True):
-            return
-        try:
-            import warnings
-
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=1)
-        except ImportError:
-            pass  # the interpreter is going down
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self._running else "stopped"

@@ -13,12 +13,12 @@ from kvmpy.errors import GuestMemoryError
 from kvmpy.machine.backing import HUGE_PAGE, Backing, anonymous
 from kvmpy.machine.layout import ram_layout
 from kvmpy.machine.sizes import MAX_ADDRESS, PAGE
+from kvmpy.owned import Closing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Any, Self
+    from typing import Any
 
     MapSlot = Callable[[int, int, int, int, int], object]
     Region = tuple[int, int, Any, bool]
@@ -71,7 +71,7 @@ class Slot:
         return f"<{self} {self.backing.kind} flags={self.flags}>"
 
 
-class Slots:
+class Slots(Closing):
     """The slots of a machine: they may come and go while other threads look addresses up."""
 
     def __init__(self, listener: MapSlot | None = None, *, max_slots: int = MAX_SLOTS) -> None:
@@ -196,14 +196,6 @@ class Slots:
             for slot in slots:
                 slot.backing.owned = False
                 slot.backing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         slots = ", ".join(str(slot) for slot in self._slots)

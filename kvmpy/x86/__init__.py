@@ -5,6 +5,8 @@ Names are imported when they are first used, so that starting a guest doesn't pa
 
 from __future__ import annotations
 
+from kvmpy.lazily import exports
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.x86.cpuid import CpuidTable as CpuidTable
@@ -63,15 +65,6 @@ _HOME = {
 
 __all__ = sorted(_HOME)
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = __import__(f"{__name__}.{_HOME[name]}", fromlist=[name])
-    found: object = getattr(module, name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = exports(
+    __name__, {name: f"{__name__}.{home}" for name, home in _HOME.items()}, globals()
+)
