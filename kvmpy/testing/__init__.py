@@ -12,6 +12,8 @@ with the plugin that pytest finds by itself. Names are imported when they are fi
 
 from __future__ import annotations
 
+from kvmpy.lazily import exports
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.testing.context import Context as Context
@@ -52,19 +54,7 @@ _HOME = {
     "problems": ("AssemblyError", "GoldenError", "GuestAssertion", "GuestHang", "SerialError"),
     "trace": ("ExitList",),
 }  # fmt: skip
-_MODULES = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = {name: f"{__name__}.{module}" for module, names in _HOME.items() for name in names}
 
 __all__ = sorted(_MODULES)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = __import__(f"{__name__}.{_MODULES[name]}", fromlist=[name])
-    found: object = getattr(module, name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+__getattr__, __dir__ = exports(__name__, _MODULES, globals())

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 USUAL_PLACE = {"real": 0x1000, "protected": 0x100000, "long": 0x100000}
 SERIAL_PORT, EXIT_PORT = 0x3F8, 0xF4
 SERIAL_IRQ = 4
+RESET = 0xFFFFFFF0
 NOISE = ("Assembler messages:", "In function", "In file included", "note:", "RWX permissions")
 """Lines of a compiler that say where something is, not what."""
 
@@ -318,7 +319,7 @@ class Guest:
         """
         __tracebackhide__ = True
         machine = self.machine
-        if not self._loaded and machine.cpus[0].parked is False and not machine.cpus[0].sregs.cr0:
+        if not self._loaded and _untouched(machine):
             raise UsageError(
                 f"{caller()}: the guest has no program: call guest.asm(), code(), c() or image()"
             )
@@ -349,6 +350,13 @@ def _needs(where: str) -> dict[str, Any]:
 
     needs = find(where).needs
     return {"cpus": needs["cpus"], "irqchip": needs["irqchip"]}
+
+
+def _untouched(machine: MachineUnderTest) -> bool:
+    """The first vCPU is as after a reset, and there is nothing where it would start."""
+    cpu = machine.cpus[0]
+    start = cpu.sregs.cs.base + cpu.regs.rip
+    return start == RESET and RESET not in machine.memory
 
 
 def _entering(program: Program, entry: str | int) -> Program:

@@ -42,7 +42,7 @@ class Leaks:
             leaks._del(machine)
 
         Machine.__init__ = made  # type: ignore[method-assign, assignment]
-        Machine.__del__ = dropped  # type: ignore[method-assign]
+        Machine.__del__ = dropped  # type: ignore[method-assign, assignment]
 
     def uninstall(self) -> None:
         """Machines are made as before."""
@@ -68,7 +68,7 @@ class Leaks:
         found = list(self._dropped)
         for ref, place in self._made:
             machine = ref()
-            if machine is not None and not machine._closed:
+            if machine is not None and not machine.closed:
                 found.append(f"{machine!r}, made at {place}: close() it, or use it in a with statement")
                 shut(machine)
         self._made.clear()

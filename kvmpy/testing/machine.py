@@ -56,11 +56,6 @@ class MachineUnderTest(Machine):
         self.serial: SerialLine | None = None
         self.recorder = Recorder(self)
 
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._closed
-
     def serial_text(self) -> str:
         """What a guest sent on the serial line that the plugin attached."""
         return self.serial.text if self.serial is not None else ""

@@ -90,6 +90,8 @@ def all_sections(context: Context) -> list[tuple[str, str]]:
 
 def sections(context: Context, machine: MachineUnderTest) -> list[tuple[str, str]]:
     """What is known of one machine. Never raises: a report must not hide the failure."""
+    from kvmpy.testing.reproduce import command
+
     found: list[tuple[str, str]] = []
     number = context.machines.index(machine) if machine in context.machines else 0
     name = "kvmpy" if number == 0 else f"kvmpy machine {number}"
@@ -98,6 +100,7 @@ def sections(context: Context, machine: MachineUnderTest) -> list[tuple[str, str
         ("last exits", _last_exits),
         ("vCPUs", _all_registers),
         ("serial output", _serial),
+        ("to run it again", lambda machine: command(context, machine)),
     ):
         try:
             text = part(machine)
@@ -105,9 +108,6 @@ def sections(context: Context, machine: MachineUnderTest) -> list[tuple[str, str
             text = f"(not known: {type(error).__name__}: {error})"
         if text:
             found.append((f"{name}: {title}", text))
-    from kvmpy.testing.reproduce import command
-
-    found.append((f"{name}: to run it again", command(context, machine)))
     return found
 
 

@@ -34,10 +34,13 @@ def settings_of(node: Any) -> Settings:
     if settings is None:
         name = node.nodeid.split("[")[0]
         markers = [(owner, mark) for owner, mark in node.iter_markers_with_node("kvmpy")]
+        wrong = ""
         try:
             settings = gather(markers, name)
         except UsageError as error:
-            pytest.fail(str(error), pytrace=False)
+            wrong = str(error)
+        if settings is None:
+            pytest.fail(wrong, pytrace=False)
         node.stash[SETTINGS] = settings
     return settings
 
@@ -150,6 +153,9 @@ class Session:
         """Adds what is known of the test's machines to a failure."""
         report = yield
         context = item.stash.get(CONTEXT, None)
+        if report.skipped and isinstance(report.longrepr, tuple) and report.longrepr[0] == __file__:
+            path, line, _ = item.location
+            report.longrepr = (path, (line or 0) + 1, report.longrepr[2])
         if report.failed and call.when == "call":
             self.leaks.failed = True
             if context is not None:

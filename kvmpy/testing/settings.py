@@ -132,7 +132,7 @@ def _check_requirements(requires: Any, where: str) -> None:
         except UsageError as error:
             names = ", ".join(sorted(fact.name for fact in facts))
             raise UsageError(
-                f"{where}: requires={condition!r}: {error}. Facts: {names}, KVM_CAP_…, cpuid.FEATURE"
+                f"{where}: requires={condition!r}: {error} Facts: {names}, KVM_CAP_…, cpuid.FEATURE"
             ) from None
 
 

@@ -127,8 +127,8 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         """,
         [
             "*ERROR at teardown of test_wrong*",
-            "test_it.py::test_wrong* leaked <Machine *, 1 vCPU, 2 MiB, stopped>, made at *test_it.py:8: close() it, or use"
-            " it in a with statement",
+            "test_it.py::test_wrong* leaked <Machine *, 1 vCPU, 2 MiB, stopped>, made at *test_it.py:8: close() it, or"
+            " use it in a with statement",
         ],
     ),
     "leak that was collected": (
@@ -167,8 +167,8 @@ WRONG: dict[str, tuple[str, list[str]]] = {
             guest.serial.expect("login:", timeout=1)
         """,
         [
-            "E *SerialError: the guest never sent 'login:': the run ended (halt); it sent ' from long mode\\n' since the last"
-            " match"
+            "E *SerialError: the guest never sent 'login:': the run ended (halt); it sent ' from long mode\\n' since"
+            " the last match"
         ],
     ),
     "golden trace": (
@@ -246,8 +246,8 @@ def test_a_failure_carries_all_that_is_known(inner: Inner, kvmpy_engine: str) ->
             "*kvmpy: serial output*",
             "H",
             "*kvmpy: to run it again*",
-            f"kvmpy run .pytest_cache/d/kvmpy/*.bin --format flat --mode long --load-address 0x100000 --memory 4M --cpus 1"
-            f" --engine * --irqchip none --timeout 10 --trace trace.jsonl",
+            "kvmpy run .pytest_cache/d/kvmpy/*.bin --format flat --mode long --load-address 0x100000 --memory 4M"
+            " --cpus 1 --engine * --irqchip none --timeout 10 --trace trace.jsonl",
             "  (without what the test attached: MMIO 0xe0000000-0xe0000003 (device))",
             f"pytest test_it.py::test_wrong --kvmpy-engine={kvmpy_engine}",
         ]
