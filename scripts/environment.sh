@@ -1,8 +1,9 @@
-# Sourced by run and test: a private virtual environment in .venv with kvmpy built into it.
+# Sourced by run, test and .ci/run: a private virtual environment in .venv, with kvmpy built and installed into it.
 #
-# prepare NAME EXTRAS installs kvmpy[EXTRAS]; it does nothing when it has done so for these sources before.
+# prepare run|test|lint makes it ready for that, and does nothing when it is ready for these sources already.
 
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
+bin=$root/.venv/bin
 
 fail() {
     echo "$0: $1" >&2
@@ -10,45 +11,95 @@ fail() {
 }
 
 find_python() {
-    for python in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
-        command -v "$python" >/dev/null 2>&1 || continue
-        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
+    if [ -n "${PYTHON-}" ]; then
+        python=$PYTHON
+        is_new_enough || fail "PYTHON=$PYTHON isn't Python 3.11 or newer"
+        return
+    fi
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
+        is_new_enough && return
     done
-    fail "Python 3.11 or newer is needed${PYTHON:+ (PYTHON=$PYTHON is not)}: install the package python3"
+    fail "Python 3.11 or newer is needed: install the package python3"
 }
 
+is_new_enough() {
+    command -v "$python" >/dev/null 2>&1 &&
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+# Says all that is missing at once, and the packages it is in.
 check_tools() {
-    "$python" -c 'import venv, ensurepip' 2>/dev/null || fail "Python's venv module is missing: install the package python3-venv"
-    command -v "${CC:-cc}" >/dev/null 2>&1 || fail "there is no C compiler (${CC:-cc}): install the package gcc"
-    command -v ld >/dev/null 2>&1 || fail "there is no linker (ld): install the package binutils"
+    packages=
+    "$python" -c 'import venv, ensurepip' 2>/dev/null || lacks "Python's venv module" python3-venv
     header=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
-    [ -e "$header" ] || fail "Python's headers are missing ($header): install the package python3-dev"
-    echo '#include <linux/kvm.h>
-#include <stdlib.h>' | "${CC:-cc}" -E - >/dev/null 2>&1 || fail "the C headers are missing: install the packages libc6-dev and linux-libc-dev"
+    [ -e "$header" ] || lacks "Python's headers ($header)" python3-dev
+    if ! command -v "${CC:-cc}" >/dev/null 2>&1; then
+        lacks "a C compiler (${CC:-cc})" "gcc libc6-dev"
+    elif ! printf '#include <stdlib.h>\n#include <linux/kvm.h>\n' | "${CC:-cc}" -E - >/dev/null 2>&1; then
+        lacks "the C headers (stdlib.h, linux/kvm.h)" libc6-dev
+    fi
+    command -v ld >/dev/null 2>&1 || lacks "a linker (ld)" binutils
+    [ -z "$packages" ] || fail "install what is missing: sudo apt install$packages"
 }
 
-# What an installation depends on: another interpreter, other sources or other flags make it stale.
+lacks() {
+    echo "$0: this machine lacks $1: package ${2%% *}" >&2
+    packages="$packages $2"
+}
+
+# What an installation depends on: another place, interpreter, sources or flags make it stale.
 fingerprint() {
     {
         "$python" -c 'import sys; print(sys.version, sys.prefix)'
-        echo "$1 ${KVMPY_CFLAGS-} ${CC-}"
+        printf '%s\n' "$root" "${KVMPY_CFLAGS-}" "${KVMPY_LDFLAGS-}" "${CC-}"
         find "$root/pyproject.toml" "$root/native" "$root/guest_images" -type f ! -name '*.pyc' -print0 |
             LC_ALL=C sort -z | xargs -0 cat
     } | sha256sum
 }
 
+# Each purpose includes those before it; .venv/purpose and .venv/built say what is installed.
+extras() {
+    case $1 in
+        run) echo translate ;;
+        test) echo translate,debug,test ;;
+        lint) echo translate,debug,test,lint ;;
+    esac
+}
+
+includes() {
+    case $1,$2 in
+        lint,* | test,test | test,run | run,run) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
+is_ready() {
+    [ "$(cat "$root/.venv/built" 2>/dev/null)" = "$now" ] &&
+        includes "$(cat "$root/.venv/purpose" 2>/dev/null)" "$1" &&
+        "$bin/python" -c 'import kvmpy._native' 2>/dev/null
+}
+
 prepare() {
     find_python
-    now=$(fingerprint "$2")
-    stamp="$root/.venv/installed-$1"
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$now" ] && "$root/.venv/bin/python" -c 'import kvmpy._native' 2>/dev/null; then
-        return
-    fi
+    now=$(fingerprint)
+    is_ready "$1" && return
     check_tools
-    [ -x "$root/.venv/bin/python" ] && "$root/.venv/bin/python" -c '' 2>/dev/null ||
-        "$python" -m venv --clear "$root/.venv" || fail "the virtual environment .venv can't be made"
-    echo "building kvmpy …" >&2
-    "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$2]" >&2 ||
-        fail "kvmpy can't be built: see above"
-    echo "$now" >"$stamp"
+    mkdir -p "$root/build"
+    exec 9>"$root/build/lock"
+    if command -v flock >/dev/null 2>&1; then flock 9; fi
+    is_ready "$1" || install "$1"  # another one may have done it meanwhile
+    exec 9>&-
+}
+
+install() {
+    "$bin/python" -c 'import pip' 2>/dev/null ||
+        "$python" -m venv --clear "$root/.venv" || fail "the virtual environment .venv can't be made: see above"
+    purpose=$(cat "$root/.venv/purpose" 2>/dev/null || :)
+    includes "$purpose" "$1" || purpose=$1
+    rm -f "$root/.venv/built"
+    echo "building kvmpy, once ..." >&2
+    (cd "$root" && "$bin/python" -m pip install --quiet --disable-pip-version-check \
+        --editable ".[$(extras "$purpose")]" 9>&-) >&2 || fail "kvmpy can't be built: see above"
+    echo "$purpose" >"$root/.venv/purpose"
+    echo "$now" >"$root/.venv/built"
 }

@@ -313,7 +313,7 @@ def test_a_directory_doesnt_hide_a_guest(command: Any, any_engine: None, tmp_pat
         (["--report", "same", "--trace", "./same"], "--report and --trace are the same file"),
         (["--initrd", "nowhere"], "--initrd nowhere: the image can't be read: No such file"),
         (["--module", "nowhere quiet"], "--module nowhere: the image can't be read: No such file"),
-        (["--frobnicate"], "No such option '--frobnicate'"),
+        (["--frobnicate"], "--frobnicate"),
         (["second"], "unexpected extra argument (second)"),
     ],
 )  # fmt: skip
@@ -333,8 +333,8 @@ def test_unknown_command(command: Any) -> None:
 
 def test_no_command_is_help(command: Any) -> None:
     result = command()
-    assert result.returncode == 2
-    assert result.stderr.startswith(b"Usage: kvmpy ")
+    assert result.returncode in (0, 2)  # click before 8.2 thinks it is no error
+    assert (result.stdout + result.stderr).startswith(b"Usage: kvmpy ")
 
 
 # What is wrong with the host
