@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The translate engine: one vCPU run by Unicorn's binary translation, told to the world as KVM would.
+ *
+ * Translated code runs on a stack of its own (translate_stack.c). An exit in the middle of an instruction switches
+ * stacks, so enter() returns while the instruction waits; the next enter() goes on inside it. Whatever changes the vCPU's
+ * state from outside first parks it: the waiting instruction is left, nothing of Unicorn is running, rip stands on the
+ * instruction, and the access is completed by hand, as KVM completes it at the next KVM_RUN (translate_enter.c).
+ */
+#ifndef KVMPY_TRANSLATE_H
+#define KVMPY_TRANSLATE_H
+
+#include <pthread.h>
+
+#include "translate_unicorn.h"
+#include "vcpu.h"
+
+#define TRANSLATE_SLOTS 512
+#define TRANSLATE_HOLES 512
+#define TRANSLATE_CPUID 256
+#define TRANSLATE_ACCESSES 128		/* of one instruction: FXSAVE has 64 */
+#define TRANSLATE_WROTE 256
+#define TRANSLATE_ADDRESSES (1ull << 40)	/* physical addresses have 40 bits */
+#define TRANSLATE_IO_OFFSET 4096	/* of port data in struct kvm_run's mapping, as in KVM's */
+#define TRANSLATE_RUN_SIZE (3 * 4096)
+
+/* What the vCPU waits for, from an exit to its completion. */
+enum translate_wait {
+	WAIT_NOTHING,
+	WAIT_OUT,
+	WAIT_IN,
+	WAIT_STRING,
+	WAIT_MMIO,
+	WAIT_RDMSR,
+	WAIT_WRMSR,
+	WAIT_HYPERCALL,
+	WAIT_NO_MORE,		/* nothing to complete, but not parked */
+};
+
+/* Why the hook at a block's start has something to do. */
+enum translate_attention {
+	ATTENTION_EVENT = 1,	/* an exception, interrupt or NMI is to be delivered */
+	ATTENTION_WINDOW = 2,	/* *run asks for the interrupt window */
+	ATTENTION_WROTE = 4,	/* the host wrote to memory */
+};
+
+struct translate_slot {
+	uint64_t gpa, size;
+	uint8_t *host;
+	uint32_t number;
+	bool readonly;
+};
+
+struct translate_hole {		/* guest physical addresses without memory: MMIO */
+	struct kvmpy_translate *engine;
+	uint64_t gpa, size;
+};
+
+struct translate_access {	/* of the running instruction to MMIO, done */
+	uint64_t gpa;
+	uint8_t data[8];
+	uint8_t size, is_write;
+};
+
+struct translate_instruction {
+	uint8_t bytes[15];
+	uint8_t length;			/* of prefixes and opcode: all there is of what is decoded here */
+	uint8_t available;		/* bytes that could be read */
+	uint8_t opcode;			/* the first byte behind the prefixes; 0 where nothing could be read */
+	uint8_t segment;		/* SEG_*, of an override; else SEG_DS */
+	bool repeat, operand_prefix, address_prefix;
+	uint8_t rex;
+};
+
+struct kvmpy_translate {
+	struct kvmpy_vcpu *vcpu;
+	struct kvm_run *run;
+	void *unicorn, *cpu;
+	struct unicorn_cpu *env;
+	uint32_t attention;		/* enum translate_attention, atomic */
+
+	/* Stacks. */
+	void *host_sp, *guest_sp;
+	uint8_t *stack;
+	void *fiber, *host_fiber;	/* AddressSanitizer's */
+	const void *host_stack;
+	size_t host_stack_size;
+	bool inside;			/* in the middle of unicorn.start() */
+	bool leave;			/* the order at the switch: leave the instruction */
+	int result;			/* of enter() */
+	int load_error;			/* of register sets in *run */
+	bool stopped;			/* unicorn.start() returns because the engine wanted it */
+
+	/* The access that waits for its completion. */
+	struct {
+		enum translate_wait kind;
+		uint32_t size, count;
+		uint64_t rip;
+		struct translate_instruction insn;
+	} wait;
+
+	/* MMIO accesses of the running instruction. */
+	struct {
+		uint64_t rip, rcx;		/* of that instruction */
+		uint32_t count, replay;		/* accesses done; of these, given again so far */
+		uint64_t next;			/* address and number of bytes still to come of a split write */
+		uint32_t left;
+		uint32_t beyond;		/* bytes of a read that lie in the next page */
+		struct translate_access last;	/* serves the raw reads that follow */
+		struct translate_access done[TRANSLATE_ACCESSES];
+	} mmio;
+
+	/* Events to deliver: -1 for none. */
+	int exception, exception_error, interrupt;
+	bool exception_has_error;
+	bool nmi;
+
+	/* Memory. */
+	struct translate_slot slots[TRANSLATE_SLOTS];
+	uint32_t slot_count;
+	struct translate_hole *holes[TRANSLATE_HOLES];
+	uint32_t hole_count;
+	pthread_mutex_t lock;		/* of what follows: any thread writes to memory */
+	struct { uint64_t gpa, size; } wrote[TRANSLATE_WROTE];
+	uint32_t wrote_count;
+
+	/* Sensitive instructions. */
+	uint64_t plain_io[256];		/* linear addresses of IN and OUT without prefixes */
+	size_t code_hooks[1024];
+	uint64_t code_addresses[1024];
+	uint32_t code_count;
+	size_t step_hook;
+	uint32_t steps;			/* instructions begun since the single step was asked for */
+
+	struct kvm_guest_debug debug;
+	struct kvm_cpuid_entry2 cpuid[TRANSLATE_CPUID];
+	uint32_t cpuid_count;
+	uint64_t apic_base;
+	uint64_t misc_enable;
+	uint64_t mtrr[96];		/* 0x200 on; the last one stands for MTRRdefType */
+	uint32_t mp_state;
+};
+
+static inline bool translate_protected(const struct kvmpy_translate *t)
+{
+	return t->env->mode & MODE_PROTECTED;
+}
+
+static inline uint32_t translate_cpl(const struct kvmpy_translate *t)
+{
+	return t->env->mode & MODE_CPL;
+}
+
+static inline bool translate_stop_asked(const struct kvmpy_translate *t)
+{
+	return __atomic_load_n(&t->run->immediate_exit, __ATOMIC_RELAXED);
+}
+
+/* Unicorn's number of the address translation that data accesses use, and those of the CPU to its own tables. */
+static inline int translate_tlb(const struct kvmpy_translate *t)
+{
+	if (translate_cpl(t) == 3)
+		return 1;
+	return !(t->env->mode & MODE_SMAP) || t->env->rflags & (1 << 18) ? 2 : 0;
+}
+
+static inline int translate_system_tlb(const struct kvmpy_translate *t)
+{
+	return t->env->mode & MODE_SMAP ? 0 : 2;
+}
+
+/* translate_stack.c */
+int translate_stack_new(struct kvmpy_translate *t);
+void translate_stack_free(struct kvmpy_translate *t);
+void translate_to_guest(struct kvmpy_translate *t);
+bool translate_yield(struct kvmpy_translate *t);	/* false: leave the instruction */
+
+/* translate_enter.c */
+int kvmpy_translate_enter(struct kvmpy_vcpu *vcpu);
+void translate_park(struct kvmpy_translate *t);
+void translate_leave(struct kvmpy_translate *t) __attribute__((noreturn));
+void translate_stop(struct kvmpy_translate *t, int result) __attribute__((noreturn));
+void translate_complete(struct kvmpy_translate *t);
+void translate_skip(struct kvmpy_translate *t, uint32_t length);
+void translate_guest_main(struct kvmpy_translate *t);
+
+/* translate_io.c, translate_mmio.c, translate_events.c, translate_msr.c, translate_cpuid.c, translate_debug.c */
+int translate_hook_io(struct kvmpy_translate *t);
+int translate_hook_mmio(struct kvmpy_translate *t);
+int translate_hook_events(struct kvmpy_translate *t);
+int translate_hook_new_blocks(struct kvmpy_translate *t);
+int translate_hook_cpuid(struct kvmpy_translate *t);
+void translate_complete_string(struct kvmpy_translate *t, bool in_code);
+void translate_record_mmio(struct kvmpy_translate *t);
+bool translate_read_msr(struct kvmpy_translate *t, uint32_t index, uint64_t *value);
+bool translate_write_msr(struct kvmpy_translate *t, uint32_t index, uint64_t value, bool host);
+void translate_debug_exit(struct kvmpy_translate *t, uint32_t exception, uint64_t dr6);
+uint64_t translate_hole_read(void *engine, uint64_t offset, unsigned size, void *user);
+void translate_hole_write(void *engine, uint64_t offset, unsigned size, uint64_t value, void *user);
+
+/* translate_decode.c */
+void translate_decode(struct kvmpy_translate *t, struct translate_instruction *insn);
+
+/* translate_memory.c */
+uint8_t *translate_host(struct kvmpy_translate *t, uint64_t gpa, bool write);
+bool translate_linear(struct kvmpy_translate *t, uint64_t linear, uint64_t *gpa);
+size_t translate_read(struct kvmpy_translate *t, uint64_t linear, void *into, size_t size);
+void translate_forget_written(struct kvmpy_translate *t);
+int translate_open_hole(struct kvmpy_translate *t, uint64_t gpa);
+
+/* translate_registers.c, translate_state.c */
+void translate_reset(struct kvmpy_translate *t);
+void translate_load(struct kvmpy_translate *t, uint64_t dirty);
+void translate_store(struct kvmpy_translate *t, uint64_t valid);
+void translate_get_events(const struct kvmpy_translate *t, struct kvm_vcpu_events *events);
+void translate_set_events(struct kvmpy_translate *t, const struct kvm_vcpu_events *events);
+
+#endif

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Exceptions, interrupts, NMI and the instructions that Unicorn leaves to its user. The library's own delivery does the
+ * work (IVT, 32- and 64-bit gates, task gates, TSS and IST stacks); a fault in it comes back here as an exception, a
+ * double fault or, for the third, the end of unicorn.start().
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "bus.h"
+#include "translate.h"
+
+#define DEBUG_EXCEPTION 1
+#define BREAKPOINT 3
+#define INVALID_OPCODE 6
+#define RFLAGS_IF (1ull << 9)
+
+static bool interruptible(const struct kvmpy_translate *t)
+{
+	return t->env->rflags & RFLAGS_IF && !(t->env->mode & MODE_SHADOW);
+}
+
+static void settle(struct kvmpy_translate *t)
+{
+	if (t->exception < 0 && t->interrupt < 0 && !t->nmi)
+		__atomic_fetch_and(&t->attention, ~ATTENTION_EVENT, __ATOMIC_RELAXED);
+}
+
+/* Between two instructions: a fault in the delivery finds the event gone, as the manuals want it. */
+static void deliver(struct kvmpy_translate *t, int vector)
+{
+	unicorn.deliver_interrupt(t->env, vector, 1);
+	unicorn.leave_code(t->cpu);
+}
+
+static void deliver_pending(struct kvmpy_translate *t)
+{
+	int vector;
+
+	if (t->exception >= 0) {
+		vector = t->exception;
+		t->exception = -1;
+		settle(t);
+		unicorn.raise(t->env, vector, t->exception_error);
+	}
+	if (t->nmi && !(t->env->mode2 & MODE2_IN_NMI)) {
+		t->nmi = false;
+		settle(t);
+		t->env->mode2 |= MODE2_IN_NMI;
+		deliver(t, 2);
+	}
+	if (t->interrupt >= 0 && interruptible(t)) {
+		vector = t->interrupt;
+		t->interrupt = -1;
+		settle(t);
+		deliver(t, vector);
+	}
+}
+
+static void __attribute__((noinline)) attend(struct kvmpy_translate *t)
+{
+	if (translate_stop_asked(t))
+		translate_stop(t, -EINTR);
+	if (t->attention & ATTENTION_WROTE) {
+		/* Another thread wrote while the guest runs: it couldn't expect it to be seen any sooner. */
+		translate_forget_written(t);
+		unicorn.leave_code(t->cpu);
+	}
+	if (t->attention & ATTENTION_EVENT)
+		deliver_pending(t);
+	if (t->attention & ATTENTION_WINDOW && t->interrupt < 0 && interruptible(t)) {
+		t->run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
+		translate_stop(t, 0);
+	}
+}
+
+/* Each time a block of code begins: rip is right, and no instruction is half done. */
+static void on_block(void *engine, uint64_t pc, uint32_t size, void *user)
+{
+	struct kvmpy_translate *t = user;
+
+	(void)engine;
+	(void)pc;
+	(void)size;
+	if (unlikely(t->run->immediate_exit | t->attention))
+		attend(t);
+}
+
+/* INT n and its relatives are faults on the instruction when they can't be delivered: rip must stand on it. */
+static void back_to_software_interrupt(struct kvmpy_translate *t, uint32_t vector)
+{
+	struct unicorn_cpu *env = t->env;
+	uint8_t bytes[2];
+	uint64_t rip = env->next_rip - 2;
+
+	if (translate_read(t, env->segments[SEG_CS].base + rip, bytes, 2) != 2 || bytes[0] != 0xcd ||
+	    bytes[1] != vector)
+		rip++;
+	env->rip = rip;
+}
+
+static bool debugged(const struct kvmpy_translate *t, uint32_t vector)
+{
+	return vector == BREAKPOINT && t->env->is_software && t->debug.control & KVM_GUESTDBG_ENABLE &&
+	       t->debug.control & KVM_GUESTDBG_USE_SW_BP;
+}
+
+static void on_exception(void *engine, uint32_t vector, void *user)
+{
+	struct kvmpy_translate *t = user;
+
+	(void)engine;
+	if (t->env->is_software)
+		back_to_software_interrupt(t, vector);
+	if (unlikely(debugged(t, vector))) {
+		t->env->exception_in_flight = -1;
+		translate_debug_exit(t, BREAKPOINT, 0);
+		return;
+	}
+	unicorn.deliver_exception(t->cpu);
+}
+
+/* KVM API document, KVM_EXIT_HYPERCALL; from above ring 0 KVM refuses by itself. */
+static void hypercall(struct kvmpy_translate *t)
+{
+	struct kvm_run *run = t->run;
+	uint64_t *regs = t->env->regs;
+
+	run->exit_reason = KVM_EXIT_HYPERCALL;
+	memset(&run->hypercall, 0, sizeof(run->hypercall));
+	run->hypercall.nr = regs[0];
+	run->hypercall.args[0] = regs[3];
+	run->hypercall.args[1] = regs[1];
+	run->hypercall.args[2] = regs[2];
+	run->hypercall.args[3] = regs[6];
+	run->hypercall.longmode = !!(t->env->mode & MODE_CODE64);
+	if (!run->hypercall.longmode) {
+		run->hypercall.nr = (uint32_t)run->hypercall.nr;
+		for (int i = 0; i < 4; i++)
+			run->hypercall.args[i] = (uint32_t)run->hypercall.args[i];
+	}
+	t->result = 0;
+	t->wait.kind = WAIT_HYPERCALL;
+	t->wait.rip = t->env->rip;
+	if (translate_yield(t)) {
+		translate_complete(t);
+		t->wait.kind = WAIT_NO_MORE;
+		return;
+	}
+	t->stopped = true;
+	unicorn.stop(t->unicorn);
+}
+
+static bool is_hypercall(const struct translate_instruction *insn)
+{
+	const uint8_t *bytes = insn->bytes + insn->length - 3;
+
+	return insn->opcode == 0x0f && insn->length >= 3 && insn->available >= insn->length && bytes[1] == 0x01 &&
+	       (bytes[2] == 0xc1 || bytes[2] == 0xd9);
+}
+
+static bool on_invalid(void *engine, void *user)
+{
+	struct kvmpy_translate *t = user;
+
+	(void)engine;
+	translate_decode(t, &t->wait.insn);
+	if (!is_hypercall(&t->wait.insn)) {
+		unicorn.deliver_exception(t->cpu);
+		return true;
+	}
+	if (translate_protected(t) && translate_cpl(t)) {
+		t->env->regs[0] = -1;	/* KVM_EPERM */
+		translate_skip(t, t->wait.insn.length);
+		return true;
+	}
+	hypercall(t);
+	return true;
+}
+
+/* A flat segment as SYSCALL and SYSENTER load it. */
+static void flat(struct unicorn_segment *segment, uint16_t selector, uint32_t flags)
+{
+	*segment = (struct unicorn_segment) { .selector = selector, .limit = 0xffffffff, .flags = flags };
+}
+
+#define CODE64 0x00a09b00
+#define CODE32 0x00c09b00
+#define DATA32 0x00c09300
+
+/* APM vol. 3, SYSCALL. Compatibility mode has it as on AMD's processors, for the CPUID doesn't say Intel there. */
+static void on_syscall(void *engine, void *user)
+{
+	struct kvmpy_translate *t = user;
+	struct unicorn_cpu *env = t->env;
+	uint16_t selector = env->star >> 32 & 0xfffc;
+	struct translate_instruction insn;
+	uint64_t flags;
+
+	(void)engine;
+	if (!(env->efer & 1) || !translate_protected(t))
+		unicorn.raise(env, INVALID_OPCODE, 0);
+	translate_decode(t, &insn);
+	flags = unicorn.read_flags(env);
+	translate_skip(t, insn.length);
+	env->regs[1] = env->rip;
+	if (env->mode & MODE_LONG) {
+		env->regs[11] = flags & ~(1ull << 16);
+		env->rip = env->mode & MODE_CODE64 ? env->lstar : env->cstar;
+		unicorn.write_flags(env, flags & ~env->fmask & ~(1ull << 16), -1);
+	} else {
+		env->rip = (uint32_t)env->star;
+		unicorn.write_flags(env, flags & ~(RFLAGS_IF | 1 << 16 | 1 << 17), -1);
+	}
+	flat(&env->segments[SEG_CS], selector, env->mode & MODE_LONG ? CODE64 : CODE32);
+	flat(&env->segments[SEG_SS], selector + 8, DATA32);
+	env->rflags &= ~0xcd5ull;
+	unicorn.update_mode(env);
+	unicorn.leave_code(t->cpu);
+}
+
+/* SDM vol. 2, SYSENTER. */
+static void on_sysenter(void *engine, void *user)
+{
+	struct kvmpy_translate *t = user;
+	struct unicorn_cpu *env = t->env;
+	uint16_t selector = env->sysenter_cs & 0xfffc;
+	bool is_long = env->mode & MODE_LONG;
+	uint64_t flags;
+
+	(void)engine;
+	if (!translate_protected(t) || !selector)
+		unicorn.raise(env, 13, 0);
+	flags = unicorn.read_flags(env) & ~(RFLAGS_IF | 1ull << 17 | 1ull << 16);
+	unicorn.write_flags(env, flags, -1);
+	env->regs[4] = is_long ? env->sysenter_esp : (uint32_t)env->sysenter_esp;
+	env->rip = is_long ? env->sysenter_eip : (uint32_t)env->sysenter_eip;
+	flat(&env->segments[SEG_CS], selector, is_long ? CODE64 : CODE32);
+	flat(&env->segments[SEG_SS], selector + 8, DATA32);
+	env->rflags &= ~0xcd5ull;
+	unicorn.update_mode(env);
+	unicorn.leave_code(t->cpu);
+}
+
+int translate_hook_events(struct kvmpy_translate *t)
+{
+	void *u = t->unicorn;
+	size_t hook;
+
+	return unicorn.hook(u, &hook, UNICORN_HOOK_BLOCK, on_block, t, 1, 0) ||
+	       unicorn.hook(u, &hook, UNICORN_HOOK_INTERRUPT, on_exception, t, 1, 0) ||
+	       unicorn.hook(u, &hook, UNICORN_HOOK_INVALID, on_invalid, t, 1, 0) ||
+	       unicorn.hook(u, &hook, UNICORN_HOOK_INSTRUCTION, on_syscall, t, 1, 0, UNICORN_INSN_SYSCALL) ||
+	       unicorn.hook(u, &hook, UNICORN_HOOK_INSTRUCTION, on_sysenter, t, 1, 0, UNICORN_INSN_SYSENTER);
+}

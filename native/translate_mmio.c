@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT
+/*
+ * MMIO: guest physical addresses without memory, and writes to read-only memory.
+ *
+ * Holes are mapped without any rights, so a hook sees each access whole, with rip on the instruction; it makes the
+ * exit and keeps the answer for the raw reads, of other widths, that Unicorn does afterwards. An unaligned write comes
+ * once whole and then byte by byte.
+ *
+ * The accesses an instruction has done are kept: when it is left in the middle, because something of the vCPU was set
+ * from outside, it begins anew, and those before the last exit must not happen twice.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "bus.h"
+#include "translate.h"
+
+static bool same(const struct translate_access *a, const struct translate_access *b)
+{
+	return a->gpa == b->gpa && a->size == b->size && a->is_write == b->is_write;
+}
+
+/* Whether the access belongs to an instruction that has done others: after this, mmio.done is of this instruction. */
+static bool in_the_middle(struct kvmpy_translate *t, const struct translate_access *access)
+{
+	uint64_t rip = t->env->rip, rcx = t->env->regs[1];
+
+	if (t->mmio.count && t->mmio.rip == rip && t->mmio.rcx == rcx && t->mmio.count < TRANSLATE_ACCESSES &&
+	    (t->mmio.replay < t->mmio.count || !same(&t->mmio.done[0], access)))
+		return true;
+	t->mmio.rip = rip;
+	t->mmio.rcx = rcx;
+	t->mmio.count = t->mmio.replay = 0;
+	return false;
+}
+
+static void record(struct kvmpy_translate *t)
+{
+	t->mmio.done[t->mmio.count++] = t->mmio.last;
+	t->mmio.replay = t->mmio.count;
+}
+
+/* The exit's access is done, as far as the vCPU's parked instruction is concerned. */
+void translate_record_mmio(struct kvmpy_translate *t)
+{
+	if (!t->mmio.last.is_write)
+		memcpy(t->mmio.last.data, t->run->mmio.data, t->mmio.last.size);
+	record(t);
+}
+
+static bool replayed(struct kvmpy_translate *t)
+{
+	const struct translate_access *old;
+
+	if (t->mmio.replay >= t->mmio.count)
+		return false;
+	old = &t->mmio.done[t->mmio.replay];
+	if (!same(old, &t->mmio.last)) {
+		t->mmio.count = t->mmio.replay;
+		return false;
+	}
+	t->mmio.replay++;
+	t->mmio.last = *old;
+	return true;
+}
+
+static void make_exit(struct kvmpy_translate *t, bool middle)
+{
+	struct kvm_run *run = t->run;
+
+	if (unlikely(translate_stop_asked(t)) && !middle)
+		translate_stop(t, -EINTR);
+	run->exit_reason = KVM_EXIT_MMIO;
+	run->mmio.phys_addr = t->mmio.last.gpa;
+	run->mmio.len = t->mmio.last.size;
+	run->mmio.is_write = t->mmio.last.is_write;
+	memcpy(run->mmio.data, t->mmio.last.data, 8);
+	t->result = 0;
+	t->wait.kind = WAIT_MMIO;
+	t->wait.rip = t->env->rip;
+	if (unlikely(!translate_yield(t)))
+		translate_leave(t);
+	t->wait.kind = WAIT_NO_MORE;
+	if (!t->mmio.last.is_write)
+		memcpy(t->mmio.last.data, run->mmio.data, t->mmio.last.size);
+}
+
+/* The part of an access that lies in the first page it touches. */
+static void access_hole(struct kvmpy_translate *t, uint64_t gpa, uint32_t size, uint64_t value, bool is_write)
+{
+	uint32_t here = 4096 - (gpa & 4095);
+	struct translate_access *last = &t->mmio.last;
+	bool middle;
+
+	last->gpa = gpa;
+	last->size = size < here ? size : here;
+	last->is_write = is_write;
+	memcpy(last->data, &value, 8);
+	middle = in_the_middle(t, last);
+	if (unlikely(replayed(t)))
+		return;
+	if (unlikely(!kvmpy_try_rule(t->vcpu, KVM_EXIT_MMIO, KVMPY_MMIO, gpa, last->data, last->size, is_write)))
+		make_exit(t, middle);
+	record(t);
+}
+
+/* A byte of an unaligned write that has been done as a whole. */
+static bool is_rest(struct kvmpy_translate *t, uint64_t gpa, uint32_t size)
+{
+	if (likely(!t->mmio.left))
+		return false;
+	if (size != 1 || gpa != t->mmio.next || t->env->rip != t->mmio.rip) {
+		t->mmio.left = 0;
+		return false;
+	}
+	t->mmio.next++;
+	t->mmio.left--;
+	return true;
+}
+
+static bool on_access(void *engine, int type, uint64_t gpa, int size, int64_t value, void *user)
+{
+	struct kvmpy_translate *t = user;
+	bool is_write = type == UNICORN_WRITE_PROTECTED;
+
+	(void)engine;
+	if (is_write && is_rest(t, gpa, size))
+		return true;
+	access_hole(t, gpa, size, value, is_write);
+	t->mmio.beyond = is_write ? 0 : size - t->mmio.last.size;
+	if (is_write && gpa & (size - 1)) {
+		t->mmio.next = gpa;
+		t->mmio.left = t->mmio.last.size;
+	}
+	return true;
+}
+
+/* An access to where nothing was mapped: makes a hole there and begins the instruction again. */
+static bool on_nothing(void *engine, int type, uint64_t gpa, int size, int64_t value, void *user)
+{
+	struct kvmpy_translate *t = user;
+
+	(void)engine;
+	(void)type;
+	(void)size;
+	(void)value;
+	if (translate_open_hole(t, gpa))
+		return false;
+	t->mmio.replay = 0;
+	t->mmio.left = t->mmio.beyond = 0;
+	unicorn.leave_code(t->cpu);
+}
+
+/*
+ * The raw reads. The second page of a read is only known here. What is left without an answer is a page table in a
+ * hole: nothing is mapped there.
+ */
+uint64_t translate_hole_read(void *engine, uint64_t offset, unsigned size, void *user)
+{
+	const struct translate_hole *hole = user;
+	struct kvmpy_translate *t = hole->engine;
+	const struct translate_access *last = &t->mmio.last;
+	uint64_t gpa = hole->gpa + offset, value = 0;
+	uint32_t beyond = t->mmio.beyond;
+
+	(void)engine;
+	if (unlikely(beyond && !(gpa & 4095))) {
+		t->mmio.beyond = 0;
+		access_hole(t, gpa, beyond, 0, false);
+	}
+	for (unsigned i = 0; i < size; i++)
+		if (!last->is_write && gpa + i - last->gpa < last->size)
+			value |= (uint64_t)last->data[gpa + i - last->gpa] << (8 * i);
+	return value;
+}
+
+void translate_hole_write(void *engine, uint64_t offset, unsigned size, uint64_t value, void *user)
+{
+	(void)engine;
+	(void)offset;
+	(void)size;
+	(void)value;
+	(void)user;
+}
+
+int translate_hook_mmio(struct kvmpy_translate *t)
+{
+	size_t hook;
+
+	return unicorn.hook(t->unicorn, &hook, UNICORN_HOOK_READ_UNMAPPED | UNICORN_HOOK_WRITE_UNMAPPED, on_nothing, t,
+			    1, 0) ||
+	       unicorn.hook(t->unicorn, &hook, UNICORN_HOOK_READ_PROTECTED | UNICORN_HOOK_WRITE_PROTECTED, on_access, t,
+			    1, 0);
+}
