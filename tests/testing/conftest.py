@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from textwrap import dedent
 
 import pytest
+from inner_pytest import Inner
 
-Inner = Callable[..., pytest.RunResult]
 HEAD = "import pytest\nfrom kvmpy.testing import *\n\n"
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Inner
+from inner_pytest import Inner
 
 pytest_plugins = ["pytester"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Inner
+from inner_pytest import Inner
 
 pytest_plugins = ["pytester"]
 
