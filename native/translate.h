@@ -137,6 +137,7 @@ struct kvmpy_translate {
 	uint32_t cpuid_count;
 	uint64_t apic_base;
 	uint64_t misc_enable;
+	uint32_t msr_exits;		/* KVM_MSR_EXIT_REASON_*: instead of #GP */
 	uint64_t mtrr[96];		/* 0x200 on; the last one stands for MTRRdefType */
 	uint32_t mp_state;
 };

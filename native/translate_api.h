@@ -33,6 +33,7 @@ uint64_t kvmpy_translate_get_xcr0(struct kvmpy_vcpu *vcpu);
 int kvmpy_translate_set_xcr0(struct kvmpy_vcpu *vcpu, uint64_t value);
 bool kvmpy_translate_get_msr(struct kvmpy_vcpu *vcpu, uint32_t index, uint64_t *value);
 bool kvmpy_translate_set_msr(struct kvmpy_vcpu *vcpu, uint32_t index, uint64_t value);
+void kvmpy_translate_set_msr_exits(struct kvmpy_vcpu *vcpu, uint32_t reasons);
 uint32_t kvmpy_translate_get_mp_state(struct kvmpy_vcpu *vcpu);
 void kvmpy_translate_set_mp_state(struct kvmpy_vcpu *vcpu, uint32_t state);
 int kvmpy_translate_set_cpuid(struct kvmpy_vcpu *vcpu, const struct kvm_cpuid_entry2 *entries, uint32_t count);

@@ -147,16 +147,18 @@ static bool known(struct kvmpy_translate *t, uint32_t index)
 	return translate_read_msr(t, index, &value);
 }
 
-static void make_exit(struct kvmpy_translate *t, uint32_t index, bool is_write, uint64_t value, bool claimed)
+/* Ends the instruction's hook: with the answer as KVM takes it, or #GP where nobody wants to hear of it. */
+static void make_exit(struct kvmpy_translate *t, uint32_t index, bool is_write, uint64_t value, uint32_t reason)
 {
 	struct kvm_run *run = t->run;
 
+	if (reason != KVM_MSR_EXIT_REASON_FILTER && !(t->msr_exits & reason))
+		unicorn.raise(t->env, 13, 0);
 	if (unlikely(translate_stop_asked(t)))
 		translate_stop(t, -EINTR);
 	run->exit_reason = is_write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR;
 	memset(&run->msr, 0, sizeof(run->msr));
-	run->msr.error = !claimed;	/* unless somebody says otherwise: #GP */
-	run->msr.reason = claimed ? KVM_MSR_EXIT_REASON_FILTER : KVM_MSR_EXIT_REASON_UNKNOWN;
+	run->msr.reason = reason;
 	run->msr.index = index;
 	run->msr.data = value;
 	t->result = 0;
@@ -173,15 +175,16 @@ static void do_msr(struct kvmpy_translate *t, bool is_write)
 {
 	uint64_t *regs = t->env->regs, value = 0;
 	uint32_t index = regs[1], reason = is_write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR;
-	bool claimed = kvmpy_is_claimed(t->vcpu, KVMPY_MSR, index);
 
 	if (is_write)
 		value = (uint32_t)regs[0] | regs[2] << 32;
-	if (claimed || !known(t, index)) {
-		if (!claimed || !kvmpy_try_rule(t->vcpu, reason, KVMPY_MSR, index, (uint8_t *)&value, 8, is_write))
-			make_exit(t, index, is_write, value, claimed);
+	if (kvmpy_is_claimed(t->vcpu, KVMPY_MSR, index)) {
+		if (!kvmpy_try_rule(t->vcpu, reason, KVMPY_MSR, index, (uint8_t *)&value, 8, is_write))
+			make_exit(t, index, is_write, value, KVM_MSR_EXIT_REASON_FILTER);
+	} else if (!known(t, index)) {
+		make_exit(t, index, is_write, value, KVM_MSR_EXIT_REASON_UNKNOWN);
 	} else if (is_write ? !translate_write_msr(t, index, value, false) : !translate_read_msr(t, index, &value)) {
-		unicorn.raise(t->env, 13, 0);
+		make_exit(t, index, is_write, value, KVM_MSR_EXIT_REASON_INVAL);
 	}
 	if (!is_write) {
 		regs[0] = (uint32_t)value;

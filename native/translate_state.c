@@ -152,6 +152,12 @@ bool kvmpy_translate_set_msr(struct kvmpy_vcpu *vcpu, uint32_t index, uint64_t v
 	return translate_write_msr(vcpu->engine, index, value, true);
 }
 
+/* KVM_CAP_X86_USER_SPACE_MSR. */
+void kvmpy_translate_set_msr_exits(struct kvmpy_vcpu *vcpu, uint32_t reasons)
+{
+	((struct kvmpy_translate *)vcpu->engine)->msr_exits = reasons;
+}
+
 uint32_t kvmpy_translate_get_mp_state(struct kvmpy_vcpu *vcpu)
 {
 	return ((struct kvmpy_translate *)vcpu->engine)->mp_state;
