@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/select.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -45,7 +46,7 @@ static void on_kick(int number, siginfo_t *info, void *context)
 	if (!vcpu)
 		return;
 	if (info->si_code == SI_TIMER)
-		__atomic_fetch_or(&vcpu->kick, KVMPY_KICK_TICK, __ATOMIC_SEQ_CST);
+		__atomic_fetch_or(&vcpu->kick, KVMPY_KICK_TIMER, __ATOMIC_SEQ_CST);
 	set_immediate_exit(vcpu, 1);
 }
 
@@ -59,16 +60,21 @@ static void install(void)
 	install_error = sigaction(KICK_SIGNAL, &action, NULL) ? errno : 0;
 }
 
-/* One shot, at the deadline or after a tick, whichever comes first; taking a tick arms the next. */
+static uint64_t sooner(uint64_t one, uint64_t other)
+{
+	if (!one || !other)
+		return one + other;
+	return one < other ? one : other;
+}
+
+/* One shot, at whichever of the times comes first; taking the kick arms it for the next. */
 static int arm(struct kvmpy_vcpu *vcpu)
 {
-	struct itimerspec when = { 0 };
-	uint64_t next = vcpu->tick_ns ? now_ns() + vcpu->tick_ns : vcpu->deadline_ns;
+	uint64_t next = sooner(sooner(vcpu->deadline_ns, vcpu->wake_ns), vcpu->next_tick_ns);
+	struct itimerspec when = {
+		.it_value = { .tv_sec = next / 1000000000, .tv_nsec = next % 1000000000 },
+	};
 
-	if (vcpu->deadline_ns && vcpu->deadline_ns < next)
-		next = vcpu->deadline_ns;
-	when.it_value.tv_sec = next / 1000000000;
-	when.it_value.tv_nsec = next % 1000000000;
 	return timer_settime(vcpu->timer, TIMER_ABSTIME, &when, NULL) ? -errno : 0;
 }
 
@@ -86,7 +92,7 @@ static int start_timer(struct kvmpy_vcpu *vcpu)
 
 /*
  * From now on this thread runs the vCPU. deadline_ns is on CLOCK_MONOTONIC, 0 for none; tick_ns asks for a
- * KVMPY_KICK_TICK that often, 0 for none.
+ * KVMPY_KICK_TICK that often, 0 for none. What kvmpy_wake_at() has set before stands.
  */
 int kvmpy_thread_enter(struct kvmpy_vcpu *vcpu, uint64_t deadline_ns, uint64_t tick_ns)
 {
@@ -100,8 +106,9 @@ int kvmpy_thread_enter(struct kvmpy_vcpu *vcpu, uint64_t deadline_ns, uint64_t t
 	running = vcpu;
 	vcpu->deadline_ns = deadline_ns;
 	vcpu->tick_ns = tick_ns;
+	vcpu->next_tick_ns = tick_ns ? now_ns() + tick_ns : 0;
 	__atomic_store_n(&vcpu->tid, (pid_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
-	if (deadline_ns || tick_ns) {
+	if (deadline_ns || tick_ns || vcpu->wake_ns) {
 		int error = start_timer(vcpu);
 
 		if (error)
@@ -135,7 +142,39 @@ void kvmpy_kick(struct kvmpy_vcpu *vcpu, uint32_t why)
 		syscall(SYS_tgkill, getpid(), tid, KICK_SIGNAL);
 }
 
-/* Why enter() returned EINTR: the kicks since the last time, with a tick past the deadline made into that. */
+/* A KVMPY_KICK_WAKE at that time of CLOCK_MONOTONIC instead of any asked for before; 0: none. On the vCPU's thread. */
+int kvmpy_wake_at(struct kvmpy_vcpu *vcpu, uint64_t when_ns)
+{
+	vcpu->wake_ns = when_ns;
+	if (vcpu->has_timer)
+		return arm(vcpu);
+	return vcpu->tid && when_ns ? start_timer(vcpu) : 0;
+}
+
+/* Which of the timer's times have come. */
+static uint32_t take_due(struct kvmpy_vcpu *vcpu)
+{
+	uint64_t now = now_ns();
+	uint32_t why = 0;
+
+	if (vcpu->deadline_ns && now >= vcpu->deadline_ns) {
+		vcpu->deadline_ns = 0;
+		why |= KVMPY_KICK_DEADLINE;
+	}
+	if (vcpu->wake_ns && now >= vcpu->wake_ns) {
+		vcpu->wake_ns = 0;
+		why |= KVMPY_KICK_WAKE;
+	}
+	if (vcpu->next_tick_ns && now >= vcpu->next_tick_ns) {
+		vcpu->next_tick_ns = now + vcpu->tick_ns;
+		why |= KVMPY_KICK_TICK;
+	}
+	if (vcpu->has_timer)
+		arm(vcpu);
+	return why;
+}
+
+/* Why enter() returned EINTR: the kicks since the last time. 0: only a time that has been put off since. */
 uint32_t kvmpy_take_kick(struct kvmpy_vcpu *vcpu)
 {
 	uint32_t why;
@@ -143,9 +182,24 @@ uint32_t kvmpy_take_kick(struct kvmpy_vcpu *vcpu)
 	/* In this order: a kick between the two leaves immediate_exit set, which costs one entry and loses nothing. */
 	set_immediate_exit(vcpu, 0);
 	why = __atomic_exchange_n(&vcpu->kick, 0, __ATOMIC_SEQ_CST);
-	if (why & KVMPY_KICK_TICK && vcpu->deadline_ns && now_ns() >= vcpu->deadline_ns)
-		why |= KVMPY_KICK_DEADLINE;
-	else if (why & KVMPY_KICK_TICK && vcpu->has_timer)
-		arm(vcpu);
+	if (why & KVMPY_KICK_TIMER)
+		why = (why & ~KVMPY_KICK_TIMER) | take_due(vcpu);
 	return why;
+}
+
+/*
+ * Sleeps until somebody kicks the vCPU, a signal comes, or the time is over. On the vCPU's thread; the kick isn't taken.
+ * The kick's signal is let in by the system call alone, so none comes between the look and the sleep.
+ */
+void kvmpy_sleep(struct kvmpy_vcpu *vcpu, uint64_t most_ns)
+{
+	struct timespec most = { .tv_sec = most_ns / 1000000000, .tv_nsec = most_ns % 1000000000 };
+	sigset_t kick, before;
+
+	sigemptyset(&kick);
+	sigaddset(&kick, KICK_SIGNAL);
+	pthread_sigmask(SIG_BLOCK, &kick, &before);
+	if (!__atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST))
+		pselect(0, NULL, NULL, NULL, &most, &before);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }

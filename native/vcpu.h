@@ -53,6 +53,9 @@ enum kvmpy_kick {
 	KVMPY_KICK_TICK = 4,
 	KVMPY_KICK_BUDGET = 8,
 	KVMPY_KICK_UNTIL = 16,
+	KVMPY_KICK_TIMER = 32,	/* the thread's own timer; kvmpy_take_kick() says which of its times it was */
+	KVMPY_KICK_WAKE = 64,	/* a time that was set with kvmpy_wake_at() */
+	KVMPY_KICK_IRQ = 128,	/* an interrupt controller in user space has something for the vCPU */
 };
 
 /* The address spaces a bus has. */
@@ -115,7 +118,8 @@ struct kvmpy_vcpu {
 	uint32_t why;
 	pid_t tid;
 	int error;
-	uint64_t deadline_ns, tick_ns;	/* CLOCK_MONOTONIC; 0: none */
+	/* CLOCK_MONOTONIC; 0: none. tick_ns is a length of time, the others are moments. */
+	uint64_t deadline_ns, wake_ns, next_tick_ns, tick_ns;
 	timer_t timer;
 	bool has_timer;
 
@@ -140,6 +144,8 @@ int kvmpy_thread_enter(struct kvmpy_vcpu *vcpu, uint64_t deadline_ns, uint64_t t
 void kvmpy_thread_leave(struct kvmpy_vcpu *vcpu);
 void kvmpy_kick(struct kvmpy_vcpu *vcpu, uint32_t why);
 uint32_t kvmpy_take_kick(struct kvmpy_vcpu *vcpu);
+int kvmpy_wake_at(struct kvmpy_vcpu *vcpu, uint64_t when_ns);
+void kvmpy_sleep(struct kvmpy_vcpu *vcpu, uint64_t most_ns);
 
 /* kvm_engine.c, stub.c */
 int kvmpy_kvm_enter(struct kvmpy_vcpu *vcpu);
