@@ -46,6 +46,7 @@ class Context:
         self.update_golden = update_golden
         self.budget = Budget(settings.timeout if settings.timeout is not None else timeout)
         self.machines: list[MachineUnderTest] = []
+        self.many_examples = False
         self.reports: list[tuple[str, str]] = []
         self._main: MachineUnderTest | None = None
         self._guest: Guest | None = None
@@ -94,6 +95,10 @@ class Context:
         from kvmpy.testing.report import sections
 
         self.reports = sections(self, machine)
+
+    def forget(self, machine: MachineUnderTest) -> None:
+        """A machine that is closed and whose report is kept: a test may make thousands."""
+        self.machines.remove(machine)
 
     def close(self) -> None:
         """Stops and closes all machines of the test."""

@@ -36,7 +36,8 @@ def build(mode: str, entry: int, **options: Any) -> EntryState:
         options.pop("memory_size", None)
         options.pop("avoid", None)
         make = x86.real_mode
-        arguments: tuple[int, ...] = (entry >> 16 << 12, entry & 0xFFFF)
+        cs = options.pop("cs", entry >> 16 << 12)
+        arguments: tuple[int, ...] = (cs, entry - (cs << 4))
         options.setdefault("sp", REAL_STACK)
     else:
         make = x86.protected_mode if mode == "protected" else x86.long_mode  # type: ignore[assignment]

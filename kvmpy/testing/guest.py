@@ -108,6 +108,7 @@ class Guest:
         if error is not None:
             self._context.keep_report(self._machine)
         self._machine.close()
+        self._context.forget(self._machine)
 
     # The machine
 

@@ -6,7 +6,7 @@ import weakref
 
 from kvmpy.machine.machine import Machine
 from kvmpy.testing.context import shut
-from kvmpy.testing.where import caller
+from kvmpy.testing.where import Caller, caller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Leaks:
         self.failed = False
         self._context: Context | None = None
         self._watching = False
-        self._made: list[tuple[weakref.ref[Machine], str]] = []
+        self._made: list[tuple[weakref.ref[Machine], Caller]] = []
         self._dropped: list[str] = []
         self._install()
 
@@ -34,7 +34,7 @@ class Leaks:
         def made(machine: Machine, *arguments: Any, **named: Any) -> None:
             leaks._init(machine, *arguments, **named)
             if leaks._watching:
-                leaks._made.append((weakref.ref(machine), str(caller())))
+                leaks._made.append((weakref.ref(machine), caller()))
 
         def dropped(machine: Machine) -> None:
             if leaks._watching and not getattr(machine, "_closed", True):

@@ -90,7 +90,7 @@ def all_sections(context: Context) -> list[tuple[str, str]]:
 
 def sections(context: Context, machine: MachineUnderTest) -> list[tuple[str, str]]:
     """What is known of one machine. Never raises: a report must not hide the failure."""
-    from kvmpy.testing.reproduce import command
+    from kvmpy.testing.reproduce import as_test, command
 
     found: list[tuple[str, str]] = []
     number = context.machines.index(machine) if machine in context.machines else 0
@@ -101,6 +101,7 @@ def sections(context: Context, machine: MachineUnderTest) -> list[tuple[str, str
         ("vCPUs", _all_registers),
         ("serial output", _serial),
         ("to run it again", lambda machine: command(context, machine)),
+        ("as a test of its own", lambda machine: as_test(context, machine) if context.many_examples else ""),
     ):
         try:
             text = part(machine)

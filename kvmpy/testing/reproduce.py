@@ -36,7 +36,7 @@ def command(context: Context, machine: MachineUnderTest) -> str:
     lines = []
     if "image" in machine.load_options:
         lines.append(_run(context, machine, str(machine.load_options["image"]), machine.load_options))
-    elif machine.programs:
+    elif machine.programs and not context.many_examples:
         lines.append(_program(context, machine, machine.programs[0]))
     if lines and _handlers(machine):
         lines[0] += f"\n  (without what the test attached: {_handlers(machine)})"
@@ -44,6 +44,29 @@ def command(context: Context, machine: MachineUnderTest) -> str:
         f"pytest {quote(context.nodeid)}" + (f" --kvmpy-engine={context.engine}" if context.engine else "")
     )
     return "\n".join(lines)
+
+
+def as_test(context: Context, machine: MachineUnderTest) -> str:
+    """What the test did with this machine as a test of its own; "" if the plugin loaded nothing into it."""
+    if not machine.programs:
+        return ""
+    program = machine.programs[0]
+    options = {**machine.load_options, "at": program.at}
+    if program.entry != program.at:
+        options["entry"] = program.entry
+    words = ", ".join(
+        f"{name}={value!r}" for name, value in sorted(options.items(), key=lambda each: each[0] != "mode")
+    )
+    settings = {key: value for key, value in machine.settings.items() if key not in ("engine", "backing")}
+    marker = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return (
+        "import pytest\n"
+        "from kvmpy.testing import *\n\n"
+        f"@pytest.mark.kvmpy({marker}, engine={machine.engine.name!r})\n"
+        "def test_again(guest):\n"
+        f'    guest.code(bytes.fromhex("{program.data.hex()}"), {words})\n'
+        f"    assert guest.run().exits == {machine.trace!r}"
+    )
 
 
 def _program(context: Context, machine: MachineUnderTest, program: Program) -> str:

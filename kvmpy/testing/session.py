@@ -105,6 +105,7 @@ class Session:
             item.nodeid, str(item.path), engine, settings, self.builder,
             timeout=self.timeout, update_golden=bool(self.config.getoption("kvmpy_update_golden")),
         )  # fmt: skip
+        context.many_examples = hasattr(getattr(item, "obj", None), "hypothesis")
         running.begin(context)
         self.leaks.begin(context)
 

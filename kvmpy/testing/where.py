@@ -7,7 +7,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import CodeType, FrameType
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -15,12 +15,33 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 class Caller:
     """The place in a test that called into kvmpy: ``path``, and the call's first and last line."""
 
-    __slots__ = ("end", "line", "path")
+    __slots__ = ("_code", "_instruction", "_line", "path")
 
-    def __init__(self, path: str, line: int, end: int) -> None:
+    def __init__(self, path: str, line: int, code: CodeType | None = None, instruction: int = -1) -> None:
         self.path = path
-        self.line = line
-        self.end = end
+        self._line = line
+        self._code = code
+        self._instruction = instruction
+
+    def _span(self) -> tuple[int, int]:
+        """First and last line of the call; looked up when somebody wants to know, for it takes a while."""
+        if self._code is not None:
+            from itertools import islice
+
+            at = self._instruction // 2
+            for line, end, _, _ in islice(self._code.co_positions(), at, at + 1):
+                return line or self._line, end or self._line
+        return self._line, self._line
+
+    @property
+    def line(self) -> int:
+        """The call's first line."""
+        return self._span()[0]
+
+    @property
+    def end(self) -> int:
+        """Its last line."""
+        return self._span()[1]
 
     def __str__(self) -> str:
         return f"{short(self.path)}:{self.line}"
@@ -80,10 +101,5 @@ def caller() -> Caller:
     while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
     if frame is None:
-        return Caller("?", 0, 0)
-    line, end = frame.f_lineno, frame.f_lineno
-    positions = list(frame.f_code.co_positions())
-    at = frame.f_lasti // 2
-    if at < len(positions):
-        line, end = positions[at][0] or line, positions[at][1] or end
-    return Caller(frame.f_code.co_filename, line, end)
+        return Caller("?", 0)
+    return Caller(frame.f_code.co_filename, frame.f_lineno, frame.f_code, frame.f_lasti)
