@@ -185,6 +185,11 @@ class Cpu:
             self._cpuid = self.machine.default_cpuid(self.index)
         return self._cpuid
 
+    @property
+    def has_run(self) -> bool:
+        """Whether it has been entered: what can be set up only before that is settled."""
+        return self._cpuid_set
+
     def set_up(self) -> None:
         """Before the first entry: what can't be changed after it."""
         if self._cpuid_set:
@@ -211,6 +216,8 @@ class Cpu:
         regs = self.regs
         for name in dir(regs):
             setattr(regs, name, entry.reg(name))
+        # Nobody has looked at registers yet: until then the kernel needn't leave them in the shared page at every exit.
+        self.native.run.kvm_valid_regs = 0
 
     @property
     def exits(self) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from os.path import exists
+
 from kvmpy._native import ffi, lib
 from kvmpy.abi.capabilities import KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_MAX_VCPUS, KVM_CAP_SYNC_REGS
 from kvmpy.errors import EngineError
@@ -19,15 +21,18 @@ if TYPE_CHECKING:
     from kvmpy.x86.cpuid import CpuidTable
 
 SYNC_FIELDS = 3  # KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS
-APIC_ID_LEAVES = (1, 0xB, 0x1F)
+KVM_FEATURES = 0x40000001
+PVM = "/sys/module/kvm_pvm"
+"""There when KVM works without hardware virtualization: its guests must not make hypercalls to KVM itself."""
 
 
 class KvmVcpu:
     """A kvm.Vcpu with the run loop's state; everything else is the vCPU's own."""
 
-    def __init__(self, vcpu: Vcpu, sync_regs: int) -> None:
+    def __init__(self, vcpu: Vcpu, sync_regs: int, irqchip: str) -> None:
         self.vcpu = vcpu
         self.sync_regs = sync_regs
+        self.irqchip = irqchip
         self._native: Any = ffi.NULL
 
     def __getattr__(self, name: str) -> Any:
@@ -78,7 +83,7 @@ class KvmVm:
 
     def create_vcpu(self, index: int) -> KvmVcpu:
         """A vCPU, ready to be entered."""
-        return KvmVcpu(self.vm.create_vcpu(index), self.engine.sync_regs)
+        return KvmVcpu(self.vm.create_vcpu(index), self.engine.sync_regs, self.irqchip)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.vm, name)
@@ -105,8 +110,9 @@ class KvmEngine:
         self.max_vcpus = max(check(KVM_CAP_MAX_VCPUS), 1)
         self.sync_regs = check(KVM_CAP_SYNC_REGS) & SYNC_FIELDS
         self.exit_on_emulation_failure = bool(check(KVM_CAP_EXIT_ON_EMULATION_FAILURE))
+        self.hypercalls = not exists(PVM)
         self._supported: list[tuple[int, int, int, int, int, int, int]] | None = None
-        self._packed: dict[tuple[int, int], Any] = {}
+        self._packed: dict[tuple[int, int, bool], Any] = {}
 
     def supported(self) -> list[tuple[int, int, int, int, int, int, int]]:
         """KVM_GET_SUPPORTED_CPUID, asked once."""
@@ -124,18 +130,33 @@ class KvmEngine:
         """Closes /dev/kvm; machines that exist go on working."""
         self.system.close()
 
+    def offered(self, apic: bool) -> list[tuple[int, int, int, int, int, int, int]]:
+        """That table without the PV features that a vCPU with or without a local APIC doesn't have on this host."""
+        entries = self.supported().copy()
+        for at, (function, index, flags, eax, *others) in enumerate(entries):
+            if function == KVM_FEATURES:
+                from kvmpy.x86.pv_features import limited
+
+                eax = limited(eax, apic=apic, hypercalls=self.hypercalls)
+                entries[at] = (function, index, flags, eax, *others)  # type: ignore[assignment]
+        return entries
+
     def cpuid(self, index: int, count: int) -> CpuidTable:
         """What the CPUID of vCPU ``index`` of ``count`` says by default: all that KVM offers here."""
+        return self._table(index, count, apic=True)
+
+    def _table(self, index: int, count: int, apic: bool) -> CpuidTable:
         from kvmpy.x86.cpuid import CpuidTable
 
-        return CpuidTable(self.supported()).set_processor(index, count)
+        return CpuidTable(self.offered(apic)).set_processor(index, count)
 
     def set_default_cpuid(self, vcpu: Any, index: int, count: int) -> None:
         """Gives the vCPU that table; made once, then kept in the kernel's form."""
-        key = (index, count)
+        apic = vcpu.irqchip != "none"
+        key = (index, count, apic)
         packed = self._packed.get(key)
         if packed is None:
             # A lone vCPU's table is the kernel's own: APIC id 0.
-            entries = self.supported() if count == 1 else self.cpuid(index, count).entries()
+            entries = self.offered(apic) if count == 1 else self._table(index, count, apic).entries()
             packed = self._packed[key] = pack(entries)
         vcpu.set_cpuid2(packed)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from kvmpy.machine.cpu import Cpu
     from kvmpy.machine.machine import Machine
 
-KVM_ENOSYS = 1000
-
 
 class Exit:
     """One VM exit: ``reason`` is KVM's number, ``name`` what KVM_EXIT_… calls it."""
@@ -308,8 +306,10 @@ def _debug(machine: Machine, exit_: Exit) -> None:
     machine.end("debug", cpu=exit_.cpu, detail=exit_.describe())
 
 
-def _no_hypercall(machine: Machine, exit_: Exit) -> None:
-    exit_.run.hypercall.ret = (1 << 64) - KVM_ENOSYS
+def _hypercall(machine: Machine, exit_: Exit) -> None:
+    from kvmpy.machine.hypercalls import instruction
+
+    instruction(machine, exit_)
 
 
 def _no_msr(machine: Machine, exit_: Exit) -> None:
@@ -338,7 +338,7 @@ def _go_on(machine: Machine, exit_: Exit) -> None:
 
 
 DEFAULTS: dict[int, Callable[[Machine, Exit], None]] = {
-    Hypercall.reason: _no_hypercall,
+    Hypercall.reason: _hypercall,
     Debug.reason: _debug,
     Hlt.reason: _halt,
     IrqWindowOpen.reason: _no_more_windows,

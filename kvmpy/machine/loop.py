@@ -250,7 +250,9 @@ def _kicked(machine: Machine, cpu: Cpu) -> None:
     if why & lib.KVMPY_KICK_UNTIL:
         machine.end("until", cpu=cpu, detail=exits.name_of(cpu.native.run.exit_reason))
     if why & lib.KVMPY_KICK_DEADLINE:
-        machine.end("timeout", cpu=cpu)
+        from kvmpy.machine.hypercalls import where_stuck
+
+        machine.end("timeout", cpu=cpu, detail=where_stuck(cpu))
     elif why & lib.KVMPY_KICK_TICK:
         machine.tick(cpu)
 

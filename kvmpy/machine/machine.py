@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kvmpy.machine.dirty import Dirty
     from kvmpy.machine.engine import Engine
     from kvmpy.machine.exits import Exit
+    from kvmpy.machine.hypercalls import Handler, Hypercalls
     from kvmpy.machine.ring import Record
     from kvmpy.x86.cpuid import CpuidTable
 
@@ -89,6 +90,7 @@ class Machine(Owned):
         self.guard = threading.RLock()
         self._life = threading.RLock()  # for what other threads may do at any time: stop, against close
         self.exit_handlers: dict[int, ExitHandler] = {}
+        self.hypercall_registry: Hypercalls | None = None
         self.cpus: list[Cpu] = []
         self._running = False
         self._rings: list[Ring] = []
@@ -145,8 +147,26 @@ class Machine(Owned):
 
     @property
     def hypercalls(self) -> Any:
-        """Hypercall numbers: an owner's ``read`` gives what the guest finds in RAX."""
+        """Hypercall numbers whose VMCALL or VMMCALL a rule answers: an owner's ``read`` gives what the guest finds in
+        RAX. Those with arguments, pointers and error codes are :meth:`hypercall`'s."""
         return self.bus.hypercalls
+
+    def hypercall(self, nr: int) -> Callable[[Handler], Handler]:
+        """Decorator: ``function(call)`` serves the guest's hypercall ``nr`` and returns what it finds in RAX.
+
+        See :mod:`kvmpy.machine.hypercalls` for the convention, the error codes and how guests get there. UsageError for
+        a number that is taken.
+        """
+
+        def attach(function: Handler) -> Handler:
+            if self.hypercall_registry is None:
+                from kvmpy.machine.hypercalls import Hypercalls
+
+                self.hypercall_registry = Hypercalls(self)
+            self.hypercall_registry.add(nr, function)
+            return function
+
+        return attach
 
     def places(self) -> list[Range]:
         """Every range: its ``space``, ``name``, ``owner``, ``place`` and ``count``."""
@@ -201,6 +221,10 @@ class Machine(Owned):
     def default_cpuid(self, index: int) -> CpuidTable:
         """What a vCPU's CPUID says unless it is edited: all that the engine can do on this host."""
         table: CpuidTable = self.engine.cpuid(index, len(self.cpus))
+        if self.irqchip == "none":
+            from kvmpy.x86.persona import limit
+
+            limit(table, apic=False, hypercalls=True)
         return table
 
     def set_default_cpuid(self, cpu: Cpu) -> None:
@@ -437,10 +461,17 @@ class Machine(Owned):
         self._unowned()
 
     def _unowned(self) -> None:
-        ident = threading.get_native_id()
-        cpu = next(cpu for cpu in self.cpus if cpu.native.tid == ident)
+        cpu = self.current_cpu()
         what = f"{loop.describe_access(cpu)}, at rip {cpu.regs.rip:#x}: nobody owns it (strict)"
         self.crash(cpu, what, "unowned")
+
+    def current_cpu(self) -> Cpu:
+        """The vCPU whose access the calling handler serves. UsageError outside handlers."""
+        ident = threading.get_native_id()
+        for cpu in self.cpus:
+            if cpu.native is not None and cpu.native.tid == ident:
+                return cpu
+        raise UsageError("no vCPU runs on this thread: only handlers can ask which one it is")
 
     def set_irq(self, line: int, level: bool) -> None:
         """The level of an interrupt line (0-15 as on a PC, up to 23 of the I/O APIC); nothing without an irqchip."""
