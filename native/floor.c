@@ -247,7 +247,9 @@ int kvmpy_floor_run(struct kvmpy_floor *f, uint64_t deadline, uint64_t most)
 	struct kvm_run *run = f->run;
 
 	kvmpy_collector_start(c);
-	while (c->chunks < most && kvmpy_stamp() < deadline) {
+	while (c->chunks < most && (!c->chunks || kvmpy_stamp() < deadline)) {
+		if (kvmpy_stamp() >= deadline)
+			c->warm = true;	/* nothing is recorded yet: the next chunk is */
 		do {
 			struct kvmpy_crossing *crossing = &c->crossings[c->crossed];
 			int result;
