@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from kvmpy.machine.bus import Bus
+    from kvmpy.machine.memory import GuestMemory
     from kvmpy.x86.cpuid import CpuidTable
 
     class EngineVcpu(Protocol):
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
         def map_memory(self, slot: int, flags: int, gpa: int, size: int, address: int) -> None: ...
         def create_vcpu(self, index: int) -> EngineVcpu: ...
         def set_irq(self, line: int, level: bool) -> None: ...
+        def follow(self, memory: GuestMemory) -> None: ...
+        def before_run(self) -> None: ...
         def close(self) -> None: ...
 
     class Engine(Protocol):
@@ -89,6 +92,8 @@ def _open(name: str) -> Engine:
 
             _engines[name] = KvmEngine()
         else:
-            raise EngineError("the translate engine isn't part of this version")
+            from kvmpy.machine.engine_translate import TranslateEngine
+
+            _engines[name] = TranslateEngine()
         atexit.register(_engines[name].close)
     return _engines[name]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvmpy.kvm.vcpu import Vcpu
     from kvmpy.kvm.vm import Vm
     from kvmpy.machine.bus import Bus
+    from kvmpy.machine.memory import GuestMemory
     from kvmpy.x86.cpuid import CpuidTable
 
 SYNC_FIELDS = 3  # KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS
@@ -87,6 +88,12 @@ class KvmVm:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.vm, name)
+
+    def follow(self, memory: GuestMemory) -> None:
+        """The processor sees the host's writes by itself."""
+
+    def before_run(self) -> None:
+        """Nothing is out of date."""
 
     def set_irq(self, line: int, level: bool) -> None:
         """The level of an interrupt line of the irqchip in the kernel; without one nobody listens."""

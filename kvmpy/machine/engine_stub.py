@@ -163,6 +163,12 @@ class StubVm:
     def set_irq(self, line: int, level: bool) -> None:
         pass
 
+    def follow(self, memory: Any) -> None:
+        pass
+
+    def before_run(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -117,6 +117,7 @@ class Machine(Owned):
         self._dirty_ring = dirty_ring
         self.memory.add_ram(size, backing)
         self.memory.connect(self.vm.map_memory)
+        self.vm.follow(self.memory)
         for index in range(cpus):
             self.cpus.append(Cpu(self, index, self.vm.create_vcpu(index)))
         self.bus.vcpus = [cpu.native for cpu in self.cpus]
@@ -281,6 +282,7 @@ class Machine(Owned):
         self._all_halted = False
         self._cpu_time = 0.0
         self.bus.publish()
+        self.vm.before_run()
         for cpu in self.cpus:
             cpu.idle = False
             cpu.set_up()
