@@ -23,6 +23,7 @@ from kvmpy.devices.pci_absent import PciAbsent
 from kvmpy.devices.port61 import Port61
 from kvmpy.devices.port92 import Port92
 from kvmpy.devices.post import PostPort
+from kvmpy.devices.pvclock import PvClock
 from kvmpy.devices.serial import Serial
 from kvmpy.errors import DeviceError, GuestMemoryError
 
@@ -76,6 +77,7 @@ DEVICES: dict[str, Callable[[], Device]] = {
     "fw_cfg_no_dma": FwCfg,
     "i8042": lambda: I8042(nothing, nothing, nothing, nothing),
     "latches": lambda: Latches("dma", 16),
+    "pvclock": lambda: PvClock(Ram(), lambda: (1 << 40, 5), noon, 2_600_000_000),
     "pci": lambda: PciAbsent(nothing),
     "pci_no_reset": PciAbsent,
     "port61": lambda: Port61(noon, lambda: True, nothing),
