@@ -22,6 +22,7 @@ STATES = ("fresh", "restored")
 FIXTURE = "kvmpy_engine"
 MARKER = "kvmpy"
 SESSION = "kvmpy-session"
+HEADER = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -106,6 +107,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if not config.pluginmanager.has_plugin(SESSION):
                 config.pluginmanager.register(Session(config), SESSION)
             return
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Under xdist the tests are in other processes, which tell at their end what they ran on."""
+    line = getattr(node, "workeroutput", {}).get(MARKER)
+    if line:
+        node.config.stash[HEADER] = line
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The header's line, for xdist."""
+    line = config.stash.get(HEADER, None)
+    if line:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

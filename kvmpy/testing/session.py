@@ -88,6 +88,12 @@ class Session:
 
         return header(self.engines)
 
+    def pytest_sessionfinish(self) -> None:
+        """A worker of xdist has no terminal: it sends the header to who has."""
+        output = getattr(self.config, "workeroutput", None)
+        if output is not None:
+            output["kvmpy"] = self.pytest_report_collectionfinish()
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Skips what this host can't do, and makes the context."""

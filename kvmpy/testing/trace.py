@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvmpy._native import ffi
+from kvmpy.machine.ring import RECORD_SIZE, Record
 from kvmpy.testing import diff
 from kvmpy.testing.exits import Exit, from_record
 
@@ -10,7 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.machine.cpu import Cpu
     from kvmpy.machine.machine import Machine
-    from kvmpy.machine.ring import Record
 
 CAPACITY = 1024
 MOST = 1 << 20
@@ -59,7 +59,8 @@ class Recorder:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._records: list[Record] = []
+        self._blocks: list[memoryview] = []
+        self._count = 0
         self.dropped = 0
         machine.log(CAPACITY, "lossless", sink=self.drain)
         self._rings = machine.rings
@@ -72,40 +73,51 @@ class Recorder:
     def drain(self, cpu: Cpu) -> None:
         """Takes over what one vCPU's ring holds."""
         with self._machine.guard:
-            self._records.extend(self._rings[cpu.index].records())
+            block = self._rings[cpu.index].drain()
+            if not block:
+                return
+            self._blocks.append(block)
+            self._count += len(block) // RECORD_SIZE
+            while self._count > MOST and len(self._blocks) > 1:
+                gone = len(self._blocks.pop(0)) // RECORD_SIZE
+                self._count -= gone
+                self.dropped += gone
 
     def __len__(self) -> int:
-        return self.dropped + len(self._records)
+        return self.dropped + self._count
 
     def collect(self) -> None:
         """Takes over what the rings hold. Only between runs, or from the vCPU's own thread."""
-        if not self.active:
-            return
-        several = len(self._machine.cpus) > 1
-        for cpu in self._machine.cpus:
-            self.drain(cpu)
-        if several:
-            self._records.sort(key=lambda record: record.tsc)
-        if len(self._records) > MOST:
-            self.dropped += len(self._records) - MOST
-            del self._records[:-MOST]
+        if self.active:
+            for cpu in self._machine.cpus:
+                self.drain(cpu)
+
+    def _records(self) -> list[Record]:
+        """All records; of several vCPUs by their time, which keeps runs apart, for one ends before the next begins."""
+        found = [record for block in self._blocks for record in records_of(block)]
+        if len(self._rings) > 1:
+            found.sort(key=lambda record: record.tsc)
+        return found
 
     def exits(self, first: int = 0, end: int | None = None) -> ExitList:
         """The exits from number ``first`` on, counted over all runs."""
         stop = len(self) if end is None else end
-        found = ExitList(
-            from_record(record)
-            for record in self._records[max(first - self.dropped, 0) : max(stop - self.dropped, 0)]
-        )
+        records = self._records()[max(first - self.dropped, 0) : max(stop - self.dropped, 0)]
+        found = ExitList(from_record(record) for record in records)
         found.machine = self._machine
         return found
 
     def last(self, vcpu: int, count: int) -> list[Record]:
         """The last records of one vCPU."""
         found: list[Record] = []
-        for record in reversed(self._records):
-            if record.vcpu == vcpu:
-                found.append(record)
-                if len(found) == count:
-                    break
-        return found[::-1]
+        for block in reversed(self._blocks):
+            found[:0] = [record for record in records_of(block) if record.vcpu == vcpu]
+            if len(found) >= count:
+                break
+        return found[-count:]
+
+
+def records_of(block: memoryview) -> list[Record]:
+    """Drained records as objects."""
+    array = ffi.from_buffer("struct kvmpy_record[]", block)
+    return [Record(array[at]) for at in range(len(block) // RECORD_SIZE)]

@@ -112,6 +112,7 @@ def test_under_xdist(kvmpy_engine: str, pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("-n", "2", f"--kvmpy-engine={kvmpy_engine}")
     result.assert_outcomes(passed=14, errors=1)
     result.stdout.fnmatch_lines(["*test_leak* leaked <Machine*"])
+    result.stdout.fnmatch_lines(["kvmpy *: engine * (*); *, Linux *"])
 
 
 def test_golden_traces_are_written_and_then_hold(inner: Inner, pytester: pytest.Pytester) -> None:
