@@ -17,7 +17,7 @@ MODES = ("real", "protected", "long")
 
 def _plain(text: str) -> str:
     """The mnemonic without what assemblers add to say how wide it is."""
-    return text.split()[0].removesuffix("abs").rstrip("bwlq")
+    return text.split()[0].rstrip("bwlq").removesuffix("abs")
 
 
 @pytest.mark.parametrize("mode", MODES)
