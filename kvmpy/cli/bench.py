@@ -8,6 +8,11 @@ from kvmpy.cli.lazy import Lazy
 
 COMMANDS = {
     "dispatch": ("kvmpy.cli.bench_dispatch", "What handing an exit to its owner costs, against a floor."),
+    "exits": (
+        "kvmpy.cli.bench_exits",
+        "Distributions of what each kind of exit costs, and where the time goes.",
+    ),
+    "compare": ("kvmpy.cli.bench_compare", "Whether two reports of exits differ, and whether that is real."),
 }
 
 

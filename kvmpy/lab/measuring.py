@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Progress = Callable[[float, str], None]
 
 ENGINES = ("kvm", "translate")
-SECONDS, QUICK_SECONDS = 45.0, 6.5
+SECONDS, QUICK_SECONDS = 45.0, 6.0
 ROUNDS, QUICK_ROUNDS, FEWEST_ROUNDS = 20, 7, 3
 SAMPLES = 10_000
 SHORTEST = 0.002

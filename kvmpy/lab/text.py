@@ -80,6 +80,12 @@ def _row(result: dict[str, Any], several: bool) -> list[str]:
     return [*cells, sparkline(histogram_of(result))]
 
 
+def label(result: dict[str, Any], report: dict[str, Any]) -> str:
+    """The kind, and its engine where there are several."""
+    several = len(report["settings"]["engines"]) > 1
+    return f"{result['kind']} ({result['engine']})" if several else str(result["kind"])
+
+
 def split_table(report: dict[str, Any]) -> Table | None:
     """Where the time of exits to user space goes; None where there are none."""
     from rich import box
@@ -99,7 +105,7 @@ def split_table(report: dict[str, Any]) -> Table | None:
         table.add_column(column, justify="right", no_wrap=True)
     for result in split:
         parts = [nanoseconds(result["split"][name]["ns"]["p50"]) for name in ("out", "handler", "in")]
-        table.add_row(result["kind"], *parts)
+        table.add_row(label(result, report), *parts)
     return table
 
 

@@ -9,7 +9,7 @@ from kvmpy._native import ffi, lib
 from kvmpy.errors import EngineError, KvmError, KvmpyError
 from kvmpy.lab import guests
 from kvmpy.lab.histogram import Histogram
-from kvmpy.machine.machine import Machine
+from kvmpy.machine.machine import IRQCHIPS, Machine
 from kvmpy.machine.rules import Native
 
 TYPE_CHECKING = False
@@ -161,6 +161,12 @@ class GuestTrial:
                 settings.setup(self)
         except (EngineError, KvmError) as error:
             raise Unavailable(str(error)) from error
+
+    def _irqchip(self) -> str:
+        """Where the interrupt controllers are: in the kernel, or for an engine that isn't there, in user space."""
+        wanted: str = self.settings.irqchip
+        outside = wanted == "kernel" and self.bench.engine != "kvm" and "user" in IRQCHIPS
+        return "user" if outside else wanted
 
     def _load(self) -> None:
         settings, machine, image = self.settings, self.machine, self.bench.image
