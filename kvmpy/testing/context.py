@@ -6,8 +6,10 @@ import os
 import time
 
 from kvmpy.errors import UsageError
+from kvmpy.machine.engine import open_engine
 from kvmpy.testing.machine import Budget, MachineUnderTest
-from kvmpy.testing.settings import MEMORY
+from kvmpy.testing.problems import CannotRun
+from kvmpy.testing.settings import MEMORY, find_irqchip, no_irqchip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,8 +54,17 @@ class Context:
         self._guest: Guest | None = None
 
     def make(self, **wishes: Any) -> MachineUnderTest:
-        """A new machine on the test's engine; ``wishes`` are arguments of :class:`Machine`."""
+        """A new machine on the test's engine; ``wishes`` are arguments of :class:`Machine`, or ``irqchip="any"``.
+
+        Raises CannotRun for interrupt controllers that the engine doesn't have.
+        """
         arguments: dict[str, Any] = {"memory": MEMORY, "engine": self.engine, **wishes}
+        irqchip = arguments.get("irqchip", "none")
+        if irqchip != "none":
+            engine = open_engine(arguments["engine"])
+            arguments["irqchip"] = find_irqchip(irqchip, engine)
+            if not arguments["irqchip"]:
+                raise CannotRun(no_irqchip(irqchip, engine))
         machine = MachineUnderTest(self.budget, **arguments)
         self.machines.append(machine)
         return machine

@@ -350,7 +350,7 @@ def _needs(where: str) -> dict[str, Any]:
     from kvmpy.boot.bundled import find
 
     needs = find(where).needs
-    return {"cpus": needs["cpus"], "irqchip": needs["irqchip"]}
+    return {"cpus": needs["cpus"], "irqchip": "any" if needs["irqchip"] == "kernel" else needs["irqchip"]}
 
 
 def _untouched(machine: MachineUnderTest) -> bool:

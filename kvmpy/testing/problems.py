@@ -17,7 +17,11 @@ class AssemblyError(KvmpyError):
     """Assembly or C that the compiler refuses."""
 
 
-class NoCompiler(KvmpyError):
+class CannotRun(KvmpyError):
+    """Here the test can't run: a skip with this reason, or a failure with ``--kvmpy-no-skip``."""
+
+
+class NoCompiler(CannotRun):
     """There is no compiler, and what it would make isn't in the cache."""
 
 

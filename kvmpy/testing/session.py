@@ -10,7 +10,7 @@ from kvmpy.errors import UsageError
 from kvmpy.testing import context as running
 from kvmpy.testing.context import Context
 from kvmpy.testing.leaks import Leaks
-from kvmpy.testing.problems import NoCompiler
+from kvmpy.testing.problems import CannotRun
 from kvmpy.testing.settings import Settings, gather, unmet
 
 TYPE_CHECKING = False
@@ -127,11 +127,11 @@ class Session:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """A missing compiler is a skip; a comparison of exits is shown whole."""
+        """What can't be done here is a skip; a comparison of exits is shown whole."""
         self.shown: list[str] = []
         try:
             return (yield)
-        except NoCompiler as error:
+        except CannotRun as error:
             self._cannot(str(error))
         except Exception as error:
             if not self.config.getoption("fulltrace"):

@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 MODES = ("real", "protected", "long")
 CHOICES = {
     "engine": ("auto", "kvm", "translate"),
-    "irqchip": ("none", "kernel", "split"),
     "mode": MODES,
     "devices": ("none", "serial", "pc"),
 }
 KEYS = {
     "memory": "RAM of the machine, as for Machine",
     "cpus": "number of vCPUs",
-    "irqchip": "none, kernel or split",
+    "irqchip": "none; any: interrupt controllers, wherever the engine has them; or one of Machine's",
     "engine": "the only engine the test is for",
     "mode": "the mode guest.asm() and guest.code() start in",
     "devices": "none, serial (serial port and exit port) or pc",
@@ -99,11 +98,33 @@ def check(values: dict[str, Any], where: str) -> None:
     for key, value in values.items():
         if key not in KEYS:
             raise UsageError(f"{where}: kvmpy marker has no {key!r}: one of {', '.join(KEYS)}")
-        if key in CHOICES and value is not None and value not in CHOICES[key]:
-            raise UsageError(f"{where}: {key}={value!r}: one of {', '.join(CHOICES[key])}")
+        choices = irqchips() if key == "irqchip" else CHOICES.get(key)
+        if choices and value is not None and value not in choices:
+            raise UsageError(f"{where}: {key}={value!r}: one of {', '.join(choices)}")
     _check_numbers(values, where)
     if "requires" in values:
         _check_requirements(values["requires"], where)
+
+
+def irqchips() -> tuple[str, ...]:
+    """What the marker's ``irqchip`` can be."""
+    from kvmpy.machine.machine import IRQCHIPS
+
+    return (*IRQCHIPS, "any")
+
+
+def no_irqchip(wanted: str, engine: Any) -> str:
+    """Why a machine can't have what :func:`find_irqchip` didn't find."""
+    where = "at all" if wanted == "any" else "in the kernel"
+    return f"needs irqchip={wanted}: the {engine.name} engine has no interrupt controllers {where}"
+
+
+def find_irqchip(wanted: str, engine: Any) -> str:
+    """The Machine's ``irqchip`` for a wish on an engine; "" if it has none such."""
+    in_process = "user" if "user" in irqchips() else ""
+    if engine.in_kernel or wanted in ("none", "user"):
+        return "kernel" if wanted == "any" else wanted
+    return in_process if wanted == "any" else ""
 
 
 def _check_numbers(values: dict[str, Any], where: str) -> None:
@@ -161,9 +182,8 @@ def unmet(settings: Settings, engine: str) -> str:
 def _lacking(settings: Settings, engine: Any) -> str:
     """What an engine that isn't KVM lacks of what the host's KVM may have."""
     irqchip = settings.machine.get("irqchip", "none")
-    has = getattr(engine, "irqchips", None)
-    if has is not None and irqchip not in has:
-        return f"needs irqchip={irqchip}: the {engine.name} engine has {', '.join(has)}"
+    if not find_irqchip(irqchip, engine):
+        return no_irqchip(irqchip, engine)
     if engine.name == "kvm":
         return ""
     facts = host_facts()

@@ -256,7 +256,7 @@ def test_a_failure_carries_all_that_is_known(inner: Inner, kvmpy_engine: str) ->
 
 def test_every_vcpu_is_in_the_report(inner: Inner, kvmpy_engine: str) -> None:
     body = """
-        @pytest.mark.kvmpy(cpus=2, irqchip="kernel")
+        @pytest.mark.kvmpy(cpus=2, irqchip="any")
         def test_wrong(guest):
             guest.image("smp-hello")
             assert guest.run().status == 1
