@@ -96,7 +96,7 @@ class Serial(ByteDevice):
 
     Time: with no ``clock`` a character takes no time, so the character timeout is due as soon as bytes wait
     below the trigger level. With ``clock`` (nanoseconds) it is due four character times after the last byte
-    came or was read; :meth:`poll` says when.
+    came or was read; :meth:`poll` says when, and ``on_timeout(when)`` is called each time it is put off.
 
     Threads: :meth:`receive` and the other inputs of the line may be called from any thread. ``lock``
     (reentrant) protects the registers and is held while ``irq`` is called, not (by this device) while
@@ -133,10 +133,12 @@ class Serial(ByteDevice):
         clock: Callable[[], int] | None = None,
         out2_gates_irq: bool = False,
         lock: AbstractContextManager[object] | None = None,
+        on_timeout: Callable[[int], None] | None = None,
     ) -> None:
         self._output = output
         self._irq = irq
         self._clock = clock
+        self._on_timeout = on_timeout
         self._lock: AbstractContextManager[object] = RLock() if lock is None else lock
         self.out2_gates_irq = out2_gates_irq
         self._level = False
@@ -449,6 +451,8 @@ class Serial(ByteDevice):
         self._timeout_at = None
         if self._fifo and self.fcr & FCR_ENABLE and self._clock is not None:
             self._timeout_at = self._clock() + 4 * self.character_time
+            if self._on_timeout is not None:
+                self._on_timeout(self._timeout_at)
 
     def _check_timeout(self) -> None:
         if not self._fifo or not self.fcr & FCR_ENABLE:

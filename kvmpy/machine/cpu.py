@@ -162,6 +162,7 @@ class Cpu:
         self.access = memoryview(ffi.buffer(ffi.addressof(self.native, "access"))).cast("B").cast("Q")
         self.unfinished = 0
         self.idle = False
+        self.halted = False  # sleeps outside the engine, until an interrupt in user space wakes it
         self.parked: bool = index > 0 and machine.irqchip == "none"
         self.synced: int = vcpu.sync_regs
         run = self.native.run
@@ -205,7 +206,7 @@ class Cpu:
 
         Without interrupt controllers nobody sends INIT and SIPI: a vCPU other than the first only runs after this.
         """
-        self.parked = False
+        self.parked = self.halted = False
         sregs = self.sregs
         for name, segment in entry.segments.items():
             _put_segment(getattr(sregs, name), segment)

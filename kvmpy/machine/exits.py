@@ -329,8 +329,14 @@ def _notify(machine: Machine, exit_: Exit) -> None:
         _crash(machine, exit_)
 
 
-def _no_more_windows(machine: Machine, exit_: Exit) -> None:
+def _window(machine: Machine, exit_: Exit) -> None:
     exit_.run.request_interrupt_window = 0
+    _set_tpr(machine, exit_)
+
+
+def _set_tpr(machine: Machine, exit_: Exit) -> None:
+    if machine.interrupts is not None:
+        machine.interrupts.deliver()
 
 
 def _go_on(machine: Machine, exit_: Exit) -> None:
@@ -341,9 +347,9 @@ DEFAULTS: dict[int, Callable[[Machine, Exit], None]] = {
     Hypercall.reason: _hypercall,
     Debug.reason: _debug,
     Hlt.reason: _halt,
-    IrqWindowOpen.reason: _no_more_windows,
+    IrqWindowOpen.reason: _window,
     Intr.reason: _go_on,
-    SetTpr.reason: _go_on,
+    SetTpr.reason: _set_tpr,
     TprAccess.reason: _go_on,
     Nmi.reason: _go_on,
     SystemEvent.reason: _system_event,

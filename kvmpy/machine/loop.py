@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 RANGE, OFFSET, SIZE, VALUE, COUNT, ADDRESS, IS_WRITE, SPACE = range(8)
 
 NOTHING = 0
+SLEEP_NS = 100_000_000
 IN_GUEST = -1000
 """The C loop has the vCPU. An exception that comes with this (a signal handler's) hides what the C loop returned."""
 
@@ -41,6 +42,8 @@ def dispatch(machine: Machine, cpu: Cpu) -> None:
         code = NOTHING  # the C loop tries it again
     try:
         while machine.ending is None and not cpu.idle:
+            if cpu.halted:
+                code = _sleep(cpu)
             if code >= NOTHING:
                 code = serve(machine, cpu, code)
             with machine.guard:
@@ -255,6 +258,26 @@ def _kicked(machine: Machine, cpu: Cpu) -> None:
         machine.end("timeout", cpu=cpu, detail=where_stuck(cpu))
     elif why & lib.KVMPY_KICK_TICK:
         machine.tick(cpu)
+    if why & (lib.KVMPY_KICK_WAKE | lib.KVMPY_KICK_IRQ):
+        _attend(machine, why)
+
+
+def _attend(machine: Machine, why: int) -> None:
+    """Devices' timers, and interrupt controllers in user space. The vCPU stands between two instructions."""
+    if machine.interrupts is None:
+        machine.timers.run()
+    elif why & lib.KVMPY_KICK_WAKE:
+        machine.interrupts.take_times()
+    else:
+        machine.interrupts.deliver()
+
+
+def _sleep(cpu: Cpu) -> int:
+    """The vCPU has halted: until a kick, or until Python should look whether a signal came just before."""
+    lib.kvmpy_sleep(cpu.native, SLEEP_NS)
+    cpu.native.why = why = lib.kvmpy_take_kick(cpu.native)
+    code: int = lib.KVMPY_KICKED if why else lib.KVMPY_SIGNAL
+    return code
 
 
 def _signal(machine: Machine, cpu: Cpu) -> None:

@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from kvmpy.machine.engine import Engine
     from kvmpy.machine.exits import Exit
     from kvmpy.machine.hypercalls import Handler, Hypercalls
+    from kvmpy.machine.interrupts import Interrupts
     from kvmpy.machine.ring import Record
+    from kvmpy.machine.timers import Timers
     from kvmpy.x86.cpuid import CpuidTable
 
     ExitHandler = Callable[[Exit], object]
 
-IRQCHIPS = ("none", "kernel", "split")
+IRQCHIPS = ("none", "user", "kernel", "split")
 MAX_CPUS = 255
 DEFAULT_RING = 1 << 16
 TICK = 0.02
@@ -50,8 +52,9 @@ class Machine(Owned):
     ``memory``   bytes, or text such as "64M"; whole pages of 4 KiB. Above 3 GiB it goes on at 4 GiB
     ``cpus``     vCPUs, 1 to 255, and no more than the engine has
     ``engine``   "kvm", "translate", or "auto": the first that works here; or an engine object
-    ``irqchip``  "none": HLT ends the run; "kernel": PIC, I/O APIC, local APICs and PIT in the kernel; "split": only
-                 the local APICs there. More than one vCPU started by INIT/SIPI needs one of the latter
+    ``irqchip``  "none": HLT ends the run; "user": PIC, I/O APIC, local APIC and PIT in Python, on any engine, for one
+                 vCPU (:mod:`kvmpy.machine.interrupts`); "kernel": all that in the kernel; "split": only the local
+                 APICs there. More than one vCPU started by INIT/SIPI needs one of the latter
     ``strict``   an access to a port or address that nobody owns ends the run instead of reading all ones
     ``history``  how many of the last exits of each vCPU to keep for crash reports
     ``dirty_ring``  entries of each vCPU's ring of dirty pages (a power of two, 256 to 65536), for :meth:`track_dirty`;
@@ -85,12 +88,19 @@ class Machine(Owned):
             raise UsageError(
                 f"{cpus} vCPUs: the {self.engine.name} engine on this host can have 1 to {limit}"
             )
+        if irqchip == "user" and cpus > 1:
+            raise UsageError(
+                f"irqchip 'user' with {cpus} vCPUs: the interrupt controllers in user space serve one;"
+                " take irqchip='kernel' on the kvm engine, or cpus=1"
+            )
         self.irqchip = irqchip
         self.ending: Ending | None = None
         self.guard = threading.RLock()
         self._life = threading.RLock()  # for what other threads may do at any time: stop, against close
         self.exit_handlers: dict[int, ExitHandler] = {}
         self.hypercall_registry: Hypercalls | None = None
+        self.interrupts: Interrupts | None = None
+        self._timers: Timers | None = None
         self.cpus: list[Cpu] = []
         self._running = False
         self._rings: list[Ring] = []
@@ -111,7 +121,7 @@ class Machine(Owned):
             raise
 
     def _build(self, size: int, cpus: int, strict: bool, history: int, dirty_ring: int, backing: Any) -> None:
-        self.vm = self.engine.create_vm(self.irqchip)
+        self.vm = self.engine.create_vm("none" if self.irqchip == "user" else self.irqchip)
         if dirty_ring:
             self.vm.enable_dirty_ring(dirty_ring)
         self._dirty_ring = dirty_ring
@@ -126,6 +136,10 @@ class Machine(Owned):
             from kvmpy.machine.kernel_places import KernelPlaces
 
             self.bus.kernel = KernelPlaces(self.bus, self.vm, self.cpus[0].vcpu)
+        if self.irqchip == "user":
+            from kvmpy.machine.interrupts import Interrupts
+
+            self.interrupts = Interrupts(self)
         if strict:
             self.bus.strict(self._strict_read, self._strict_write)
         if history:
@@ -168,6 +182,15 @@ class Machine(Owned):
             return function
 
         return attach
+
+    @property
+    def timers(self) -> Timers:
+        """What devices wait for in host time: see :class:`~kvmpy.machine.timers.Timers`."""
+        if self._timers is None:
+            from kvmpy.machine.timers import Timers
+
+            self._timers = Timers(self.cpus[0])
+        return self._timers
 
     def places(self) -> list[Range]:
         """Every range: its ``space``, ``name``, ``owner``, ``place`` and ``count``."""
@@ -222,15 +245,18 @@ class Machine(Owned):
     def default_cpuid(self, index: int) -> CpuidTable:
         """What a vCPU's CPUID says unless it is edited: all that the engine can do on this host."""
         table: CpuidTable = self.engine.cpuid(index, len(self.cpus))
-        if self.irqchip == "none":
+        if self.irqchip in ("none", "user"):
             from kvmpy.x86.persona import limit
 
             limit(table, apic=False, hypercalls=True)
-        return table
+        return table if self.interrupts is None else self.interrupts.edit_cpuid(table)
 
     def set_default_cpuid(self, cpu: Cpu) -> None:
         """The same, without the table in between."""
-        self.engine.set_default_cpuid(cpu.vcpu, cpu.index, len(self.cpus))
+        if self.interrupts is None:
+            self.engine.set_default_cpuid(cpu.vcpu, cpu.index, len(self.cpus))
+        else:
+            cpu.vcpu.set_cpuid2(self.default_cpuid(cpu.index).entries())
 
     def track_dirty(self) -> Dirty:
         """Logs what the guest writes from now on: see :class:`~kvmpy.machine.dirty.Dirty`. Raises UsageError."""
@@ -289,6 +315,8 @@ class Machine(Owned):
             cpu.native.kick = 0  # what the last run left behind
             cpu.native.budget = max_exits if max_exits is not None else (1 << 64) - 1
             cpu.native.until = until
+        if self.interrupts is not None:
+            self.interrupts.start()
 
     def _check_can_run(self) -> None:
         if self._closed:
@@ -303,11 +331,19 @@ class Machine(Owned):
         if max_exits is not None and not 0 < max_exits < 1 << 63:
             raise UsageError(f"max_exits of {max_exits}: it must be at least 1")
 
+    @property
+    def _sleeps_in_kernel(self) -> bool:
+        """A vCPU that halts stays in the kernel, and one has to look whether it can ever wake up."""
+        return self.irqchip in ("kernel", "split")
+
     def _run_here(self, cpu: Cpu, timeout: float | None) -> None:
         deadline = time.monotonic_ns() + int(timeout * 1e9) if timeout is not None else 0
-        tick = int(TICK * 1e9) if self.irqchip != "none" and len(self.cpus) == 1 else 0
+        tick = int(TICK * 1e9) if self._sleeps_in_kernel and len(self.cpus) == 1 else 0
         clock = time.thread_time()
+        timers = self._timers if cpu.index == 0 else None
         try:
+            if timers is not None:
+                timers.start()
             error = lib.kvmpy_thread_enter(cpu.native, deadline, tick)
             if error == -errno.EBUSY:
                 raise UsageError("a handler of another machine runs on this thread: run this one on its own")
@@ -315,6 +351,8 @@ class Machine(Owned):
                 raise OSError(-error, f"vCPU {cpu.index} can't run on this thread: {os.strerror(-error)}")
             loop.dispatch(self, cpu)
         finally:
+            if timers is not None:
+                timers.stop()
             lib.kvmpy_thread_leave(cpu.native)
             with self._life:
                 self._cpu_time += time.thread_time() - clock
@@ -345,7 +383,7 @@ class Machine(Owned):
             raise first
 
     def _wait(self, active: list[Cpu], deadline: float | None) -> None:
-        ticking = self.irqchip != "none"
+        ticking = self._sleeps_in_kernel
         while not self._done.is_set():
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
@@ -417,6 +455,10 @@ class Machine(Owned):
         Without interrupt controllers none can. With them each is looked at in turn, and one that slept may have been
         woken by another that fell asleep before its turn came: so it takes a second look at all of them.
         """
+        if self.interrupts is not None and self.interrupts.wakes():
+            cpu.halted = True
+            self.interrupts.deliver()
+            return
         self._halted.add(cpu.index)
         cpu.idle = self.irqchip == "none"
         if not all(other.index in self._halted or other.parked for other in self.cpus):
@@ -477,7 +519,9 @@ class Machine(Owned):
 
     def set_irq(self, line: int, level: bool) -> None:
         """The level of an interrupt line (0-15 as on a PC, up to 23 of the I/O APIC); nothing without an irqchip."""
-        if self.irqchip != "none":
+        if self.interrupts is not None:
+            self.interrupts.set_line(line, level)
+        elif self.irqchip != "none":
             self.vm.set_irq(line, level)
 
     # Rings

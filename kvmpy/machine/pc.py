@@ -40,6 +40,7 @@ class Pc:
     ``debug(bytes)``   what it sends to the debug consoles at 0xe9 and 0x402; by default the same as ``output``
     ``append``         command line, for firmware that asks fw_cfg
     ``qemu_exit``      the exit port gives 2n+1, as QEMU's isa-debug-exit would
+    ``serial_timing``  the serial port's character timeout takes its time; else it is due at once
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class Pc:
         *,
         append: str = "",
         qemu_exit: bool = False,
+        serial_timing: bool = False,
     ) -> None:
         self.machine = machine
         output = output or _stdout
         debug = debug or output
-        self.serial = Serial(output, self._irq(SERIAL_IRQ), lock=machine.guard)
+        self.serial = self._serial(output, serial_timing)
         self.debugcon = DebugConsole(debug)
         self.firmware_log = DebugConsole(debug, readback=0xFF)
         self.exit = ExitPort(lambda status: machine.stop(status, "exit"), qemu=qemu_exit)
@@ -64,7 +66,7 @@ class Pc:
         self.fw_cfg = FwCfg(machine.memory)
         self.i8042 = I8042(on_reset=self._reset, irq=self._irq(KEYBOARD_IRQ), aux_irq=self._irq(MOUSE_IRQ))
         self.port92 = Port92(on_reset=self._reset)
-        self.port61 = Port61(clock=time.monotonic_ns)
+        self.port61 = self._port61()
         self.testdev = PcTestdevPorts()
         self.testdev_irq = PcTestdevIrq(machine.set_irq)
         self.testdev_memory = PcTestdevMemory()
@@ -82,7 +84,6 @@ class Pc:
             (0xF4, self.exit),
             (0x501, self.debug_exit),
             (0x80, self.post),
-            (0x70, self.cmos),
             (0x510, self.fw_cfg),
             (0x92, self.port92),
             (0x2000, self.testdev_irq),
@@ -97,11 +98,45 @@ class Pc:
         # Port 0x61 lies among the keyboard controller's, debug port 0xe9 among the test device's.
         self._ports(0x60, self.i8042, 1)
         self._ports(0x61, self.port61)
+        self._attach_clock()
         self.machine.ports.attach(0x64, 1, _Shifted(self.i8042, 4), self.i8042.name)
         self._ports(0xE0, self.testdev, 9)
         if self.machine.irqchip == "none":
             self._ports(0x4D0, Elcr())
         self.machine.mmio.attach(TESTDEV_MEMORY, MEMORY_LENGTH, self.testdev_memory)
+
+    def _serial(self, output: Callable[[bytes], None], timing: bool) -> Serial:
+        irq, lock = self._irq(SERIAL_IRQ), self.machine.guard
+        if not timing or self.machine.irqchip == "none":
+            return Serial(output, irq, lock=lock, clock=time.monotonic_ns if timing else None)
+        timers = self.machine.timers
+        timer = timers.add(lambda: serial.poll())
+        serial = Serial(
+            output, irq, lock=lock, clock=timers.now, on_timeout=lambda when: timers.arm(timer, when)
+        )
+        return serial
+
+    def _port61(self) -> Port61:
+        if self.machine.interrupts is None:
+            return Port61(clock=time.monotonic_ns)
+        pit = self.machine.interrupts.pit
+        return Port61(time.monotonic_ns, lambda: pit.out(2), lambda level: pit.set_gate(2, level))
+
+    def _attach_clock(self) -> None:
+        """The real-time clock: with interrupt controllers, its interrupts come when they are due."""
+        cmos = self.cmos
+        if self.machine.irqchip == "none":
+            self._ports(0x70, cmos)
+            return
+        timers = self.machine.timers
+
+        def due() -> int | None:
+            moment = cmos.poll()  # on the clock on the wall, which may be put forward and back meanwhile
+            return None if moment is None else moment - time.time_ns() + timers.now()
+
+        timer = timers.add(due)
+        owner = _Watched(cmos, lambda: timers.arm(timer, due()))
+        self.machine.ports.attach(0x70, cmos.LENGTH, owner, cmos.name)
 
     def _ports(self, first: int, device: Device, length: int | None = None) -> None:
         self.machine.ports.attach(first, length or device.LENGTH, device, device.name)
@@ -139,6 +174,23 @@ class _Shifted:
 
     def write(self, offset: int, value: int, size: int) -> None:
         self._device.write(offset + self._offset, value, size)
+
+
+class _Watched:
+    """A device, and somebody who is told of each access to it."""
+
+    def __init__(self, device: Device, after: Callable[[], None]) -> None:
+        self._device = device
+        self._after = after
+
+    def read(self, offset: int, size: int) -> int:
+        value = self._device.read(offset, size)
+        self._after()
+        return value
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        self._device.write(offset, value, size)
+        self._after()
 
 
 def _stdout(data: bytes) -> None:
