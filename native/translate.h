@@ -24,6 +24,12 @@
 #define TRANSLATE_IO_OFFSET 4096	/* of port data in struct kvm_run's mapping, as in KVM's */
 #define TRANSLATE_RUN_SIZE (3 * 4096)
 
+/*
+ * TR's flags where no task is loaded. To Unicorn TR is always present, and never busy: without that it aborts the
+ * process. Its limit of 0 makes an interrupt that needs a stack #TS.
+ */
+#define NO_TASK 0x01008900u
+
 /* What the vCPU waits for, from an exit to its completion. */
 enum translate_wait {
 	WAIT_NOTHING,
@@ -42,6 +48,7 @@ enum translate_attention {
 	ATTENTION_EVENT = 1,	/* an exception, interrupt or NMI is to be delivered */
 	ATTENTION_WINDOW = 2,	/* *run asks for the interrupt window */
 	ATTENTION_WROTE = 4,	/* the host wrote to memory */
+	ATTENTION_TASK = 8,	/* TR was loaded */
 };
 
 struct translate_slot {
@@ -113,6 +120,8 @@ struct kvmpy_translate {
 	/* Events to deliver: -1 for none. */
 	int exception, exception_error, interrupt;
 	bool exception_has_error;
+	int delivering;			/* the event on its way through the IDT */
+	bool delivering_software;
 	bool nmi;
 
 	/* Memory. */
@@ -185,7 +194,7 @@ void translate_complete(struct kvmpy_translate *t);
 void translate_skip(struct kvmpy_translate *t, uint32_t length);
 void translate_guest_main(struct kvmpy_translate *t);
 
-/* translate_io.c, translate_mmio.c, translate_events.c, translate_msr.c, translate_cpuid.c, translate_debug.c */
+/* translate_io.c, translate_mmio.c, translate_events.c, translate_sensitive.c, translate_cpuid.c, translate_debug.c */
 int translate_hook_io(struct kvmpy_translate *t);
 int translate_hook_mmio(struct kvmpy_translate *t);
 int translate_hook_events(struct kvmpy_translate *t);
@@ -198,6 +207,14 @@ bool translate_write_msr(struct kvmpy_translate *t, uint32_t index, uint64_t val
 void translate_debug_exit(struct kvmpy_translate *t, uint32_t exception, uint64_t dr6);
 uint64_t translate_hole_read(void *engine, uint64_t offset, unsigned size, void *user);
 void translate_hole_write(void *engine, uint64_t offset, unsigned size, uint64_t value, void *user);
+
+/* translate_events.c */
+bool translate_has_event(const struct kvmpy_translate *t);
+void translate_deliver(struct kvmpy_translate *t, int vector) __attribute__((noreturn));
+
+/* translate_sensitive.c, translate_msr.c */
+void translate_check_task(struct kvmpy_translate *t);
+void translate_do_msr(struct kvmpy_translate *t, bool is_write) __attribute__((noreturn));
 
 /* translate_decode.c */
 void translate_decode(struct kvmpy_translate *t, struct translate_instruction *insn);

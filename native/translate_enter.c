@@ -74,6 +74,7 @@ void translate_guest_main(struct kvmpy_translate *t)
 		int error;
 
 		t->stopped = false;
+		t->delivering = -1;
 		t->inside = true;
 		error = unicorn.start(t->unicorn, t->env->rip, -1, 0, 0);
 		t->inside = false;
@@ -181,8 +182,8 @@ static int prepare(struct kvmpy_translate *t)
 		__atomic_fetch_or(&t->attention, ATTENTION_WINDOW, __ATOMIC_RELAXED);
 	else
 		__atomic_fetch_and(&t->attention, ~ATTENTION_WINDOW, __ATOMIC_RELAXED);
-	/* An MMIO instruction runs on to its end first: its next block, or its next exit, sees immediate_exit. */
-	if (dirty | wrote || (stop && t->wait.kind != WAIT_MMIO))
+	/* An MMIO instruction runs on to its end first: the next block, or the next exit, sees what there is to do. */
+	if (dirty | wrote || (t->wait.kind != WAIT_MMIO && (stop || translate_has_event(t))))
 		translate_park(t);
 	if (t->inside)
 		return 0;

@@ -20,17 +20,57 @@ static bool interruptible(const struct kvmpy_translate *t)
 	return t->env->rflags & RFLAGS_IF && !(t->env->mode & MODE_SHADOW);
 }
 
+/* Whether something is to be delivered, or told, before the next instruction. */
+bool translate_has_event(const struct kvmpy_translate *t)
+{
+	if (t->exception >= 0 || (t->nmi && !(t->env->mode2 & MODE2_IN_NMI)))
+		return true;
+	return (t->interrupt >= 0 || t->attention & ATTENTION_WINDOW) && interruptible(t);
+}
+
 static void settle(struct kvmpy_translate *t)
 {
 	if (t->exception < 0 && t->interrupt < 0 && !t->nmi)
 		__atomic_fetch_and(&t->attention, ~ATTENTION_EVENT, __ATOMIC_RELAXED);
 }
 
-/* Between two instructions: a fault in the delivery finds the event gone, as the manuals want it. */
-static void deliver(struct kvmpy_translate *t, int vector)
+/*
+ * The error code of a fault in the delivery of another event: SDM vol. 3, 6.13. The library takes 16 bytes for the size of
+ * a gate where it should count gates, and leaves out EXT.
+ */
+static void correct_error_code(struct kvmpy_translate *t, uint32_t vector)
 {
+	int32_t *code = &t->env->error_code;
+
+	if (t->delivering < 0 || vector < 10 || vector > 13) {
+		t->delivering = -1;
+		return;
+	}
+	if (t->env->mode & MODE_LONG && *code == t->delivering * 16 + 2)
+		*code = t->delivering * 8 + 2;
+	if (!t->delivering_software)
+		*code |= 1;
+	t->delivering = -1;
+}
+
+/* Between two instructions: a fault in the delivery finds the event gone, as the manuals want it. */
+void translate_deliver(struct kvmpy_translate *t, int vector)
+{
+	translate_check_task(t);
+	t->delivering = vector;
+	t->delivering_software = false;
 	unicorn.deliver_interrupt(t->env, vector, 1);
+	t->delivering = -1;
 	unicorn.leave_code(t->cpu);
+}
+
+static void deliver_exception(struct kvmpy_translate *t, uint32_t vector)
+{
+	translate_check_task(t);
+	t->delivering = vector;
+	t->delivering_software = t->env->is_software;
+	unicorn.deliver_exception(t->cpu);
+	t->delivering = -1;
 }
 
 static void deliver_pending(struct kvmpy_translate *t)
@@ -47,13 +87,13 @@ static void deliver_pending(struct kvmpy_translate *t)
 		t->nmi = false;
 		settle(t);
 		t->env->mode2 |= MODE2_IN_NMI;
-		deliver(t, 2);
+		translate_deliver(t, 2);
 	}
 	if (t->interrupt >= 0 && interruptible(t)) {
 		vector = t->interrupt;
 		t->interrupt = -1;
 		settle(t);
-		deliver(t, vector);
+		translate_deliver(t, vector);
 	}
 }
 
@@ -66,6 +106,8 @@ static void __attribute__((noinline)) attend(struct kvmpy_translate *t)
 		translate_forget_written(t);
 		unicorn.leave_code(t->cpu);
 	}
+	if (t->attention & ATTENTION_TASK)
+		translate_check_task(t);
 	if (t->attention & ATTENTION_EVENT)
 		deliver_pending(t);
 	if (t->attention & ATTENTION_WINDOW && t->interrupt < 0 && interruptible(t)) {
@@ -110,6 +152,7 @@ static void on_exception(void *engine, uint32_t vector, void *user)
 	struct kvmpy_translate *t = user;
 
 	(void)engine;
+	correct_error_code(t, vector);
 	if (t->env->is_software)
 		back_to_software_interrupt(t, vector);
 	if (unlikely(debugged(t, vector))) {
@@ -117,7 +160,7 @@ static void on_exception(void *engine, uint32_t vector, void *user)
 		translate_debug_exit(t, BREAKPOINT, 0);
 		return;
 	}
-	unicorn.deliver_exception(t->cpu);
+	deliver_exception(t, vector);
 }
 
 /* KVM API document, KVM_EXIT_HYPERCALL; from above ring 0 KVM refuses by itself. */
@@ -166,7 +209,8 @@ static bool on_invalid(void *engine, void *user)
 	(void)engine;
 	translate_decode(t, &t->wait.insn);
 	if (!is_hypercall(&t->wait.insn)) {
-		unicorn.deliver_exception(t->cpu);
+		t->delivering = -1;
+		deliver_exception(t, INVALID_OPCODE);
 		return true;
 	}
 	if (translate_protected(t) && translate_cpl(t)) {

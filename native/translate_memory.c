@@ -176,8 +176,6 @@ static int remove_slot(struct kvmpy_translate *t, uint32_t i)
 
 static int add_slot(struct kvmpy_translate *t, const struct translate_slot *slot)
 {
-	uint32_t rights = slot->readonly ? UNICORN_READ | UNICORN_EXECUTE : UNICORN_ALL;
-
 	if (t->slot_count == TRANSLATE_SLOTS)
 		return -ENOSPC;
 	for (uint32_t i = 0; i < t->slot_count; i++)
@@ -186,8 +184,11 @@ static int add_slot(struct kvmpy_translate *t, const struct translate_slot *slot
 	for (uint32_t i = t->hole_count; i--;)
 		if (overlap(slot->gpa, slot->size, t->holes[i]->gpa, t->holes[i]->size))
 			close_hole(t, i);
-	if (unicorn.map(t->unicorn, slot->gpa, slot->size, rights, slot->host))
+	if (unicorn.map(t->unicorn, slot->gpa, slot->size, UNICORN_ALL, slot->host))
 		return -ENOMEM;
+	/* Only what is protected after it was mapped keeps writes out; mapping it read-only doesn't. */
+	if (slot->readonly)
+		unicorn.protect(t->unicorn, slot->gpa, slot->size, UNICORN_READ | UNICORN_EXECUTE);
 	t->slots[t->slot_count++] = *slot;
 	return 0;
 }

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: MIT
-/*
- * MSRs. Unicorn has no hook for RDMSR and WRMSR, and answers unknown ones with 0: each new block of code is searched for
- * them, and a code hook put in front of those found does the instruction's work.
- */
+/* RDMSR and WRMSR, and what the registers behind them hold. */
 #include <errno.h>
 #include <string.h>
 
@@ -171,7 +168,8 @@ static void make_exit(struct kvmpy_translate *t, uint32_t index, bool is_write, 
 	unicorn.leave_code(t->cpu);
 }
 
-static void do_msr(struct kvmpy_translate *t, bool is_write)
+/* The whole instruction, which is decoded in t->wait.insn; doesn't return. */
+void translate_do_msr(struct kvmpy_translate *t, bool is_write)
 {
 	uint64_t *regs = t->env->regs, value = 0;
 	uint32_t index = regs[1], reason = is_write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR;
@@ -192,97 +190,4 @@ static void do_msr(struct kvmpy_translate *t, bool is_write)
 	}
 	translate_skip(t, t->wait.insn.length);
 	unicorn.leave_code(t->cpu);
-}
-
-/* In front of an instruction that was RDMSR or WRMSR when its block was translated. */
-static void on_code(void *engine, uint64_t pc, uint32_t size, void *user)
-{
-	struct kvmpy_translate *t = user;
-	struct translate_instruction *insn = &t->wait.insn;
-
-	(void)engine;
-	(void)pc;
-	(void)size;
-	if (translate_protected(t) && translate_cpl(t))
-		return;		/* #GP, which needs no help */
-	translate_decode(t, insn);
-	if (insn->opcode != 0x0f || insn->available < insn->length)
-		return;
-	if (insn->bytes[insn->length - 1] == 0x30)
-		do_msr(t, true);
-	if (insn->bytes[insn->length - 1] == 0x32)
-		do_msr(t, false);
-}
-
-static bool hooked(const struct kvmpy_translate *t, uint64_t linear)
-{
-	for (uint32_t i = 0; i < t->code_count; i++)
-		if (t->code_addresses[i] == linear)
-			return true;
-	return false;
-}
-
-static void forget_hooks(struct kvmpy_translate *t)
-{
-	while (t->code_count)
-		unicorn.unhook(t->unicorn, t->code_hooks[--t->code_count]);
-	unicorn.ctl(t->unicorn, UNICORN_CTL_FLUSH_CODE);
-}
-
-static bool add_hook(struct kvmpy_translate *t, uint64_t linear)
-{
-	const uint32_t most = sizeof(t->code_hooks) / sizeof(*t->code_hooks);
-
-	if (hooked(t, linear))
-		return false;
-	if (t->code_count == most)
-		forget_hooks(t);
-	if (unicorn.hook(t->unicorn, &t->code_hooks[t->code_count], UNICORN_HOOK_CODE, on_code, t, linear, linear))
-		return false;
-	t->code_addresses[t->code_count++] = linear;
-	return true;
-}
-
-static bool is_prefix(uint8_t byte)
-{
-	return (byte & 0xf0) == 0x40 || (byte & 0xe7) == 0x26 || (byte >= 0x64 && byte <= 0x67) || byte == 0xf2 ||
-	       byte == 0xf3;
-}
-
-/* Hooks at a place that may be the instruction's first byte; a wrong guess is never reached, or does nothing. */
-static bool search(struct kvmpy_translate *t, uint64_t linear, const uint8_t *code, uint32_t size)
-{
-	bool found = false;
-
-	for (uint32_t i = 0; i + 1 < size; i++) {
-		if (code[i] != 0x0f || (code[i + 1] != 0x30 && code[i + 1] != 0x32))
-			continue;
-		found |= add_hook(t, linear + i);
-		for (uint32_t at = i; at && is_prefix(code[at - 1]); at--)
-			found |= add_hook(t, linear + at - 1);
-	}
-	return found;
-}
-
-/* A block was translated and isn't run yet: with new hooks in it, it must be translated again. */
-static void on_new_block(void *engine, const struct unicorn_block *block, const struct unicorn_block *before, void *user)
-{
-	struct kvmpy_translate *t = user;
-	uint8_t code[4096 + 16];
-	uint32_t size = block->size < sizeof(code) ? block->size : sizeof(code);
-
-	(void)before;
-	memset(t->plain_io, 0xff, sizeof(t->plain_io));
-	size = translate_read(t, block->pc, code, size);
-	if (!memchr(code, 0x0f, size) || !search(t, block->pc, code, size))
-		return;
-	unicorn.ctl(engine, UNICORN_CTL_REMOVE_CACHE, block->pc, block->pc + block->size);
-	unicorn.leave_code(t->cpu);
-}
-
-int translate_hook_new_blocks(struct kvmpy_translate *t)
-{
-	size_t hook;
-
-	return unicorn.hook(t->unicorn, &hook, UNICORN_HOOK_NEW_BLOCK, on_new_block, t, 1, 0);
 }

@@ -57,6 +57,22 @@ static void set_segment(struct unicorn_segment *to, const struct kvm_segment *fr
 		    (from->avl & 1u) << 20 | (from->l & 1u) << 21 | (from->db & 1u) << 22 | (from->g & 1u) << 23;
 }
 
+/* KVM has a task that is loaded busy. */
+static void get_task(const struct unicorn_segment *from, struct kvm_segment *to)
+{
+	get_segment(from, to);
+	to->type |= 2;
+	to->unusable = from->flags == NO_TASK;
+}
+
+static void set_task(struct unicorn_segment *to, const struct kvm_segment *from)
+{
+	set_segment(to, from);
+	to->flags &= ~0x200u;
+	if (!(to->flags & 0x8000) || (to->flags >> 8 & 7) != 1 || to->flags & 0x1000)
+		*to = (struct unicorn_segment) { .selector = from->selector, .flags = NO_TASK };
+}
+
 static void get_sregs(const struct kvmpy_translate *t, struct kvm_sregs *sregs)
 {
 	const struct unicorn_cpu *env = t->env;
@@ -66,7 +82,7 @@ static void get_sregs(const struct kvmpy_translate *t, struct kvm_sregs *sregs)
 	for (int i = 0; i < 6; i++)
 		get_segment(&env->segments[i], to[i]);
 	get_segment(&env->ldt, &sregs->ldt);
-	get_segment(&env->tr, &sregs->tr);
+	get_task(&env->tr, &sregs->tr);
 	sregs->gdt = (struct kvm_dtable) { .base = env->gdt.base, .limit = env->gdt.limit };
 	sregs->idt = (struct kvm_dtable) { .base = env->idt.base, .limit = env->idt.limit };
 	sregs->cr0 = env->cr[0];
@@ -112,7 +128,7 @@ static int set_sregs(struct kvmpy_translate *t, const struct kvm_sregs *sregs)
 	for (int i = 0; i < 6; i++)
 		set_segment(&env->segments[i], from[i]);
 	set_segment(&env->ldt, &sregs->ldt);
-	set_segment(&env->tr, &sregs->tr);
+	set_task(&env->tr, &sregs->tr);
 	env->gdt.base = sregs->gdt.base;
 	env->gdt.limit = sregs->gdt.limit;
 	env->idt.base = sregs->idt.base;
@@ -185,7 +201,7 @@ static void reset_segments(struct unicorn_cpu *env)
 		.selector = 0xf000, .base = 0xffff0000, .limit = 0xffff, .flags = 0x9b00,
 	};
 	env->ldt = (struct unicorn_segment) { .limit = 0xffff, .flags = 0x8200 };
-	env->tr = (struct unicorn_segment) { .limit = 0xffff, .flags = 0x8b00 };
+	env->tr = (struct unicorn_segment) { .limit = 0xffff, .flags = 0x8900 };
 	env->gdt = (struct unicorn_segment) { .limit = 0xffff };
 	env->idt = (struct unicorn_segment) { .limit = 0xffff };
 }
