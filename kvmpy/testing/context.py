@@ -7,9 +7,10 @@ import time
 
 from kvmpy.errors import UsageError
 from kvmpy.machine.engine import open_engine
+from kvmpy.machine.machine import MAX_CPUS
 from kvmpy.testing.machine import Budget, MachineUnderTest
 from kvmpy.testing.problems import CannotRun
-from kvmpy.testing.settings import MEMORY, find_irqchip, no_irqchip
+from kvmpy.testing.settings import MEMORY, find_irqchip, no_irqchip, too_many
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,15 +57,16 @@ class Context:
     def make(self, **wishes: Any) -> MachineUnderTest:
         """A new machine on the test's engine; ``wishes`` are arguments of :class:`Machine`, or ``irqchip="any"``.
 
-        Raises CannotRun for interrupt controllers that the engine doesn't have.
+        Raises CannotRun for interrupt controllers or vCPUs that the engine doesn't have.
         """
         arguments: dict[str, Any] = {"memory": MEMORY, "engine": self.engine, **wishes}
-        irqchip = arguments.get("irqchip", "none")
-        if irqchip != "none":
-            engine = open_engine(arguments["engine"])
-            arguments["irqchip"] = find_irqchip(irqchip, engine)
-            if not arguments["irqchip"]:
-                raise CannotRun(no_irqchip(irqchip, engine))
+        engine = open_engine(arguments["engine"])
+        irqchip, cpus = arguments.get("irqchip", "none"), arguments.get("cpus", 1)
+        arguments["irqchip"] = find_irqchip(irqchip, engine)
+        if not arguments["irqchip"]:
+            raise CannotRun(no_irqchip(irqchip, engine))
+        if engine.max_vcpus < cpus <= MAX_CPUS:
+            raise CannotRun(too_many(cpus, engine))
         machine = MachineUnderTest(self.budget, **arguments)
         self.machines.append(machine)
         return machine

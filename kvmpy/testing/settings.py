@@ -113,6 +113,11 @@ def irqchips() -> tuple[str, ...]:
     return (*IRQCHIPS, "any")
 
 
+def too_many(cpus: int, engine: Any) -> str:
+    """Why a machine can't have that many vCPUs."""
+    return f"needs {cpus} vCPUs: the {engine.name} engine has {engine.max_vcpus}"
+
+
 def no_irqchip(wanted: str, engine: Any) -> str:
     """Why a machine can't have what :func:`find_irqchip` didn't find."""
     where = "at all" if wanted == "any" else "in the kernel"
@@ -175,7 +180,7 @@ def unmet(settings: Settings, engine: str) -> str:
         return f"engine {engine}: {error}"
     cpus = settings.machine.get("cpus", 1)
     if cpus > opened.max_vcpus:
-        return f"needs {cpus} vCPUs: the {opened.name} engine has {opened.max_vcpus}"
+        return too_many(cpus, opened)
     return _lacking(settings, opened)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from expected_outputs import CPUS, EXPECTED, INPUT, MEMORY
 
 from kvmpy.boot import bundled
-from kvmpy.errors import EngineError
-from kvmpy.machine.engine import open_engine
-from kvmpy.machine.machine import IRQCHIPS, Machine
+from kvmpy.machine.machine import Machine
 from kvmpy.machine.pc import Pc
 from kvmpy.machine.result import Result
 
@@ -16,48 +16,35 @@ REASONS = {"halt": "halt", "exit": "exit", "crash": "crash", "never": "timeout"}
 LONG_ENOUGH = 60.0  # seconds; hundreds of times what a guest takes: only a guest that hangs gets there
 
 
-@pytest.fixture(params=["kvm", "translate"])
-def engine(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    try:
-        open_engine(name)
-    except EngineError as error:
-        pytest.skip(f"engine {name}: {error}")
-    return name
+pytestmark = pytest.mark.kvmpy(timeout=2 * LONG_ENOUGH)
+Machines = Callable[..., Machine]
 
 
 def _run(
-    name: str, engine: str, *, memory: int = MEMORY, cpus: int | None = None, timeout: float = LONG_ENOUGH
+    name: str,
+    machines: Machines,
+    *,
+    memory: int = MEMORY,
+    cpus: int | None = None,
+    timeout: float = LONG_ENOUGH,
 ) -> tuple[bytes, Result]:
     """Run a guest on the machine that its metadata asks for; what it printed, and how it ended."""
     output = bytearray()
-    cpus = cpus or CPUS.get(name, 1)
-    with Machine(memory, cpus, engine, irqchip=_irqchip(name, engine, cpus)) as machine:
-        pc = Pc(machine, output.extend)
-        machine.load(name)
-        pc.serial.receive(INPUT.get(name, b""))
-        result = machine.run(timeout=timeout)
+    wanted = bundled.find(name).needs["irqchip"]
+    irqchip = "any" if wanted == "kernel" else wanted
+    machine = machines(memory=memory, cpus=cpus or CPUS.get(name, 1), irqchip=irqchip)
+    pc = Pc(machine, output.extend)
+    machine.load(name)
+    pc.serial.receive(INPUT.get(name, b""))
+    result = machine.run(timeout=timeout)
     return bytes(output), result
 
 
-def _irqchip(name: str, engine: str, cpus: int) -> str:
-    """What the guest asks for, as this engine has it."""
-    wanted: str = bundled.find(name).needs["irqchip"]
-    chosen = open_engine(engine)
-    if cpus > chosen.max_vcpus:
-        pytest.skip(f"engine {engine} has {chosen.max_vcpus} vCPU, {name} asks for {cpus}")
-    if wanted == "none" or chosen.in_kernel:
-        return wanted
-    if "user" not in IRQCHIPS:
-        pytest.skip(f"engine {engine} has no interrupt controllers")
-    return "user"
-
-
-def _check(name: str, engine: str) -> None:
+def _check(name: str, machines: Machines) -> None:
     expected, status, ends = EXPECTED[name]
     assert bundled.find(name).needs["ends"] == ends
     assert bundled.find(name).needs["status"] == status
-    output, result = _run(name, engine, timeout=0.2 if ends == "never" else LONG_ENOUGH)
+    output, result = _run(name, machines, timeout=0.2 if ends == "never" else LONG_ENOUGH)
     assert output == expected
     assert (result.reason, result.status) == (REASONS[ends], status)
 
@@ -67,26 +54,26 @@ def test_every_guest_is_pinned() -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_output(name: str, engine: str) -> None:
-    _check(name, engine)
+def test_output(name: str, machines: Machines) -> None:
+    _check(name, machines)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name not in ("spin", "memory-walk")])
-def test_the_least_memory_is_enough(name: str, engine: str) -> None:
-    output, _ = _run(name, engine, memory=bundled.find(name).needs["memory"])
+def test_the_least_memory_is_enough(name: str, machines: Machines) -> None:
+    output, _ = _run(name, machines, memory=bundled.find(name).needs["memory"])
     assert output == EXPECTED[name][0]
 
 
 @pytest.mark.parametrize(("memory", "pages"), [("2M", 512), ("16M", 4096), ("17M", 4352), ("100M", 25600)])
-def test_memory_walk_writes_all_there_is(engine: str, memory: str, pages: int) -> None:
+def test_memory_walk_writes_all_there_is(machines: Machines, memory: str, pages: int) -> None:
     size = int(memory[:-1])
-    output, _ = _run("memory-walk", engine, memory=size << 20)
+    output, _ = _run("memory-walk", machines, memory=size << 20)
     assert output == f"{pages} pages written, {size} MiB\n".encode()
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 8])
-def test_smp_hello_starts_as_many_as_there_are(engine: str, cpus: int) -> None:
-    output, result = _run("smp-hello", engine, cpus=cpus)
+def test_smp_hello_starts_as_many_as_there_are(machines: Machines, cpus: int) -> None:
+    output, result = _run("smp-hello", machines, cpus=cpus)
     lines = output.decode().splitlines()
     assert lines[0] == "CPU 0 started the machine"
     assert lines[1:] == [f"CPU {n} was started by INIT and SIPI" for n in range(1, cpus)]
@@ -104,20 +91,20 @@ def test_smp_hello_starts_as_many_as_there_are(engine: str, cpus: int) -> None:
     ],
 )
 def test_real_echo_ends_at_enter_or_ctrl_d(
-    engine: str, sent: bytes, printed: bytes, monkeypatch: pytest.MonkeyPatch
+    machines: Machines, sent: bytes, printed: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(INPUT, "real-echo", sent)
-    output, result = _run("real-echo", engine)
+    output, result = _run("real-echo", machines)
     assert output == b"Type a line: " + printed + b" came by interrupt\n"
     assert result.reason == "exit"
 
 
-def test_exit_storm_takes_the_number_from_edi(engine: str) -> None:
+def test_exit_storm_takes_the_number_from_edi(machines: Machines) -> None:
     output = bytearray()
-    with Machine(MEMORY, engine=engine) as machine:
-        Pc(machine, output.extend)
-        machine.load("exit-storm")
-        machine.cpus[0].regs.rdi = 123
-        result = machine.run(timeout=LONG_ENOUGH)
+    machine = machines(memory=MEMORY)
+    Pc(machine, output.extend)
+    machine.load("exit-storm")
+    machine.cpus[0].regs.rdi = 123
+    result = machine.run(timeout=LONG_ENOUGH)
     assert output == b"123 port writes done\n"
     assert result.exits["IO"] < 200

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
-from kvmpy.errors import EngineError
-from kvmpy.machine.engine import open_engine
 from kvmpy.machine.hypercalls import DOORBELL, KVM_ENOSYS, KVM_EPERM, PVM, Call
 from kvmpy.machine.machine import Machine
 from kvmpy.x86 import long_mode
@@ -21,14 +18,7 @@ HALT = b"\xf4"
 SET_UP = bytes.fromhex("b877000000 bb01000000 b902000000 ba03000000 be04000000")
 
 
-@pytest.fixture(params=["kvm", "translate"])
-def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    try:
-        open_engine(request.param)
-    except EngineError as error:
-        pytest.skip(f"engine {request.param}: {error}")
-    with Machine("2M", engine=request.param) as made:
-        yield made
+pytestmark = pytest.mark.kvmpy(memory="2M", timeout=2 * LONG_ENOUGH)
 
 
 def load(machine: Machine, code: bytes, mode: str = "long") -> None:
