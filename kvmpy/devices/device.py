@@ -79,7 +79,7 @@ class Device:
             if not isinstance(value, kind):
                 got = type(value).__name__
                 raise DeviceError(f"{self.name}: restore: {field} is {got}, must be {kind.__name__}")
-            now = getattr(self, field)
+            now = getattr(self, field, None)
             if isinstance(value, bytes) and isinstance(now, bytearray) and len(value) != len(now):
                 raise DeviceError(
                     f"{self.name}: restore: {field} has {len(value)} bytes, must have {len(now)}"

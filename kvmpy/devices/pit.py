@@ -81,7 +81,7 @@ class Channel:
 
     def settle(self, now: int) -> None:
         """A count written in the middle of a period has its turn when that is over."""
-        if self.following and now >= self.switch:
+        if self.following and self.running and now >= self.switch:
             self.start, self.count, self.following = self.switch, self.following, 0
 
     def _elapsed(self, now: int) -> int:
@@ -143,7 +143,7 @@ class Channel:
             else:
                 self.count = count
         else:
-            self.count = count
+            self.count, self.following = count, 0
             self._load(now)
             if not self.gate:
                 self._stop(now)

@@ -17,9 +17,13 @@ from kvmpy.devices.elcr import Elcr
 from kvmpy.devices.exit_port import ExitPort
 from kvmpy.devices.fw_cfg import FwCfg
 from kvmpy.devices.i8042 import I8042
+from kvmpy.devices.ioapic import IoApic
+from kvmpy.devices.lapic import Lapic
 from kvmpy.devices.latches import Latches
 from kvmpy.devices.pc_testdev import PcTestdevIrq, PcTestdevMemory, PcTestdevPorts
 from kvmpy.devices.pci_absent import PciAbsent
+from kvmpy.devices.pic import Pic8259
+from kvmpy.devices.pit import Pit
 from kvmpy.devices.port61 import Port61
 from kvmpy.devices.port92 import Port92
 from kvmpy.devices.post import PostPort
@@ -76,10 +80,14 @@ DEVICES: dict[str, Callable[[], Device]] = {
     "fw_cfg": make_fw_cfg,
     "fw_cfg_no_dma": FwCfg,
     "i8042": lambda: I8042(nothing, nothing, nothing, nothing),
+    "ioapic": lambda: IoApic(lambda message: True),
+    "lapic": lambda: Lapic(3, noon, nothing, nmi=nothing, changed=nothing, tsc=noon, tsc_khz=2_000_000),
     "latches": lambda: Latches("dma", 16),
     "pvclock": lambda: PvClock(Ram(), lambda: (1 << 40, 5), noon, 2_600_000_000),
     "pci": lambda: PciAbsent(nothing),
     "pci_no_reset": PciAbsent,
+    "pic": lambda: Pic8259(nothing, 2),
+    "pit": lambda: Pit(noon, nothing, nothing),
     "port61": lambda: Port61(noon, lambda: True, nothing),
     "port61_alone": Port61,
     "port92": lambda: Port92(nothing, nothing),
@@ -179,7 +187,7 @@ def test_restore_refuses_what_state_never_gives(make: Callable[[], Device]) -> N
     for field, kind in device.FIELDS.items():
         with pytest.raises(DeviceError, match=f"{field}.*missing"):
             device.restore({name: value for name, value in saved.items() if name != field})
-        wrong: list[object] = [None, "x", 1.5, -(1 << 70), 1 << 70]
+        wrong: list[object] = [None, "x", 1.5, -(1 << 300), 1 << 300]
         if kind is not bool:
             wrong.append(True)
         for value in wrong:
