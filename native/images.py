@@ -22,13 +22,17 @@ SCHEMA = 1  # of index.json; kvmpy/boot/bundled.py reads it
 
 SUFFIXES = {"flat": "bin", "elf": "elf"}
 # What a guest's table in images.toml may hold besides the required fields, and what a missing one means.
-DEFAULTS: dict[str, Any] = {"cpus": 1, "irqchip": "none", "memory": "2M", "serial_input": False, "status": 0}
+DEFAULTS: dict[str, Any] = {
+    "cpus": 1, "irqchip": "none", "memory": "2M", "serial_input": False, "status": 0, "paravirt": False, "group": "",
+}  # fmt: skip
 REQUIRED = ("summary", "mode", "format", "load_address", "ends")
 CHOICES = {
     "mode": ("real", "protected", "long"),
     "format": tuple(SUFFIXES),
     "irqchip": ("none", "kernel"),
     "ends": ("halt", "exit", "crash", "never"),
+    "serial_input": (False, True),
+    "paravirt": (False, True),
 }
 RANGES = {"load_address": (0, (1 << 32) - 1), "cpus": (1, 255), "status": (0, 119)}
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -95,15 +99,20 @@ def _check(name: str, table: Any) -> dict[str, Any]:
             raise ImageBuildError(f"images.toml: guest {name}: unknown field {field!r} (there are {known})")
     guest: dict[str, Any] = {"name": name, **DEFAULTS, **table}
     for field, choices in CHOICES.items():
-        if guest[field] not in choices:
+        if guest[field] not in choices or type(guest[field]) is not type(choices[0]):
             raise ImageBuildError(
-                f"images.toml: guest {name}: {field} is {guest[field]!r}, not one of {', '.join(choices)}"
+                f"images.toml: guest {name}: {field} is {guest[field]!r},"
+                f" not one of {', '.join(map(str, choices))}"
             )
     for field, (low, high) in RANGES.items():
         if not isinstance(guest[field], int) or not low <= guest[field] <= high:
             raise ImageBuildError(
                 f"images.toml: guest {name}: {field} is {guest[field]!r}, not in {low:#x}-{high:#x}"
             )
+    if guest["group"] and not name.startswith(f"{guest['group']}-"):
+        raise ImageBuildError(
+            f"images.toml: guest {name}: of the group {guest['group']!r} is {guest['group']}-…"
+        )
     guest["memory"] = _size(name, guest["memory"])
     guest["file"] = f"{name}.{SUFFIXES[guest['format']]}"
     if guest["ends"] in ("crash", "never"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         irqchip: str  # "none", or "kernel": interrupt controllers and timer in the kernel
         memory: int  # bytes of RAM it needs at least
         serial_input: bool  # it reads the serial port
+        paravirt: bool  # it makes kvmpy's hypercalls: the machine has a kvmpy.machine.paravirt.Paravirt
         ends: str  # "halt", "exit" (exit port), "crash" (triple fault) or "never"
         status: int | None  # its exit status, 0-119; None when it sets none (crash, never)
 
@@ -27,14 +28,14 @@ DIRECTORY = __file__.rpartition("/boot/")[0] + "/_images"
 SCHEMA = 1  # of index.json, as native/images.py writes it
 FIELDS = {
     "name", "file", "summary", "mode", "format", "load_address",
-    "cpus", "irqchip", "memory", "serial_input", "ends", "status",
+    "cpus", "irqchip", "memory", "serial_input", "paravirt", "ends", "status", "group",
 }  # fmt: skip
 
 
 class Bundled:
     """One bundled guest: where its image is and what it needs."""
 
-    __slots__ = ("format", "load_address", "mode", "name", "needs", "path", "summary")
+    __slots__ = ("format", "group", "load_address", "mode", "name", "needs", "path", "summary")
 
     def __init__(self, entry: dict[str, Any], directory: str) -> None:
         self.name: str = entry["name"]
@@ -43,11 +44,15 @@ class Bundled:
         self.mode: str = entry["mode"]  # it starts in: "real", "protected" or "long"
         self.load_address: int = entry["load_address"]  # guest physical; a flat image starts there
         self.summary: str = entry["summary"]
+        self.group: str = entry[
+            "group"
+        ]  # guests of one group do the same work in different ways; "" for most
         self.needs: Needs = {
             "cpus": entry["cpus"],
             "irqchip": entry["irqchip"],
             "memory": entry["memory"],
             "serial_input": entry["serial_input"],
+            "paravirt": entry["paravirt"],
             "ends": entry["ends"],
             "status": entry["status"],
         }

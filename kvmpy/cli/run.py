@@ -44,10 +44,11 @@ def _choice(*names: str) -> click.Choice[str]:
 )
 @click.option(
     "--irqchip",
-    type=_choice("auto", "none", "kernel", "split"),
+    type=_choice("auto", "none", "kernel", "split", "user"),
     default="auto",
     show_default=True,
-    help="Interrupt controllers and timer in the kernel. auto: where the guest or format needs them.",
+    help="Interrupt controllers and timer: in the kernel, or in Python. auto: if the guest or format needs them, in"
+    " the kernel where the engine can.",
 )
 @click.option(
     "--format", "format_", metavar="NAME", help="Don't recognise the image's format: it is this one."
@@ -73,6 +74,7 @@ def _choice(*names: str) -> click.Choice[str]:
     "--strict", is_flag=True, help="An access to a port or address nobody owns is an error (status 120)."
 )
 @click.option("--qemu-exit", is_flag=True, help="Exit as QEMU's isa-debug-exit: 2n+1 for a guest's n.")
+@click.option("--paravirt", is_flag=True, help="Serve kvmpy's hypercalls, as bundled guests use them.")
 @click.option("--stats", is_flag=True, help="Print a table of exits on stderr.")
 @click.option("--report", "report_path", metavar="FILE", help="Write a report of the run as JSON.")
 @click.option("--trace", "trace_path", metavar="FILE", help="Write every exit as a line of JSON.")

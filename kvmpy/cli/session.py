@@ -10,6 +10,7 @@ from kvmpy.cli.messages import say, write
 from kvmpy.cli.signals import Signals
 from kvmpy.cli.terminal import Console
 from kvmpy.errors import EngineError, ImageError, UsageError
+from kvmpy.machine.engine import open_engine
 from kvmpy.machine.machine import Machine
 from kvmpy.machine.pc import Pc
 
@@ -49,6 +50,10 @@ class Session:
             pc = Pc(
                 machine, console.write, append=self.options["append"], qemu_exit=self.options["qemu_exit"]
             )
+            if self.options.get("paravirt") or (guest is not None and guest.needs["paravirt"]):
+                from kvmpy.machine.paravirt import Paravirt
+
+                Paravirt(machine, console.write, lambda status: pc.exit.write(0, status, 4))
             payload = machine.load(self.image if data is None else data, **self._boot_options())
             self._remark_on(machine, payload)
             console.receive, console.quit = pc.serial.receive, machine.stop
@@ -114,16 +119,21 @@ class Session:
         )
 
     def _irqchip(self, guest: Bundled | None, data: bytes | None, cpus: int) -> str:
-        """A guest that comes as flat bytes and ends with HLT wants none; firmware and kernels expect a PC's."""
-        if self.options["irqchip"] != "auto":
-            return str(self.options["irqchip"])
-        if cpus > 1:
-            return "kernel"
+        """A guest that comes as flat bytes and ends with HLT wants none; firmware and kernels expect a PC's, wherever the
+        engine has it."""
+        chosen = str(self.options["irqchip"])
+        if chosen != "auto":
+            return chosen
+        if cpus == 1 and not self._wants_irqchip(guest, data):
+            return "none"
+        return "kernel" if open_engine(self.options["engine"]).in_kernel or cpus > 1 else "user"
+
+    def _wants_irqchip(self, guest: Bundled | None, data: bytes | None) -> bool:
         if guest is not None:
-            return guest.needs["irqchip"]
+            return bool(guest.needs["irqchip"] != "none")
         from kvmpy.boot import recognise
 
-        return "none" if (self.options["format_"] or recognise(data or b"\0")) == "flat" else "kernel"
+        return (self.options["format_"] or recognise(data or b"\0")) != "flat"
 
     def _boot_options(self) -> dict[str, Any]:
         options = self.options
@@ -208,7 +218,7 @@ class Session:
         if result.reason in ("timeout", "max-exits"):
             by_time = result.reason == "timeout"
             limit = f"{self.options['timeout']:g} s" if by_time else f"{self.options['max_exits']} exits"
-            say(f"the guest was stopped after {limit}")
+            say(f"the guest was stopped after {limit}" + (f": {result.detail}" if result.detail else ""))
             return LIMIT
         if result.status is None:
             return 0
@@ -230,8 +240,6 @@ def _read(path: str, option: str) -> bytes:
 
 
 def _why_no_kvm() -> str:
-    from kvmpy.machine.engine import open_engine
-
     try:
         open_engine("kvm")
     except EngineError as error:

@@ -47,6 +47,8 @@ class Eventfd:
         return self._fd
 
     def _collect(self) -> None:
+        if self._fd < 0:
+            return
         try:
             news = os.eventfd_read(self._fd)
         except (BlockingIOError, OSError):

@@ -13,6 +13,7 @@ from expected_outputs import CPUS, EXPECTED, INPUT, MEMORY
 
 from kvmpy.boot import bundled
 from kvmpy.machine.machine import Machine
+from kvmpy.machine.paravirt import Paravirt
 from kvmpy.machine.pc import Pc
 
 REASONS = {"halt": "halt", "exit": "exit", "crash": "crash", "never": "timeout"}
@@ -25,6 +26,8 @@ def test_bundled_guest(host: Host, case: str) -> None:
     irqchip = bundled.find(case).needs["irqchip"]
     machine = host.enter(Machine(MEMORY, CPUS.get(case, 1), "kvm", irqchip=irqchip))
     pc = Pc(machine, output.extend)
+    if bundled.find(case).needs["paravirt"]:
+        Paravirt(machine, output.extend)
     machine.load(case)
     pc.serial.receive(INPUT.get(case, b""))
     result = machine.run(timeout=0.5 if ends == "never" else 50)

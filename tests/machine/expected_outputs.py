@@ -9,6 +9,19 @@ MEMORY = 64 << 20
 CPUS = {"smp-hello": 3}
 INPUT = {"real-echo": b"hello\r"}
 
+LINES = b"""\
+A guest that prints through hardware pays by the byte.
+Each byte is written to a register of a chip
+that nobody has built for thirty years,
+and before it the guest asks the chip if it is ready.
+It always is: there is no chip, only a program,
+which the processor has to be handed to and back.
+A guest that knows this hands over a whole line,
+or leaves everything where the host can see it
+and rings once. What comes out is the same;
+what it costs isn't.
+"""
+
 # name: (output, guest status, ends)
 EXPECTED: dict[str, tuple[bytes, int | None, str]] = {
     "real-hello": (b"Hello from real mode\n", 0, "halt"),
@@ -53,4 +66,16 @@ EXPECTED: dict[str, tuple[bytes, int | None, str]] = {
     "exit-storm": (b"10000 port writes done\n", 0, "halt"),
     "crash": (b"About to crash\n", None, "crash"),
     "spin": (b"", None, "never"),
+    "console-uart": (LINES, 0, "halt"),
+    "console-hypercall": (LINES, 0, "halt"),
+    "console-ring": (LINES, 0, "halt"),
+    "time-rtc": (b"steady\n", 0, "exit"),
+    "time-pit": (b"steady\n", 0, "exit"),
+    "time-pvclock": (b"steady\n", 0, "exit"),
+    "work-pio": (b"right\n", 0, "halt"),
+    "work-mmio": (b"right\n", 0, "halt"),
+    "work-eventfd": (b"right\n", 0, "halt"),
+    "work-hypercall": (b"right\n", 0, "halt"),
+    "wait-poll": (b"done\n", 0, "exit"),
+    "wait-hlt": (b"done\n", 0, "exit"),
 }

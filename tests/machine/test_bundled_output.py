@@ -9,6 +9,7 @@ from expected_outputs import CPUS, EXPECTED, INPUT, MEMORY
 
 from kvmpy.boot import bundled
 from kvmpy.machine.machine import Machine
+from kvmpy.machine.paravirt import Paravirt
 from kvmpy.machine.pc import Pc
 from kvmpy.machine.result import Result
 
@@ -34,6 +35,8 @@ def _run(
     irqchip = "any" if wanted == "kernel" else wanted
     machine = machines(memory=memory, cpus=cpus or CPUS.get(name, 1), irqchip=irqchip)
     pc = Pc(machine, output.extend)
+    if bundled.find(name).needs["paravirt"]:
+        Paravirt(machine, output.extend)
     machine.load(name)
     pc.serial.receive(INPUT.get(name, b""))
     result = machine.run(timeout=timeout)

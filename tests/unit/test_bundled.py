@@ -22,7 +22,7 @@ REQUIRED = {
 ENTRY = {
     "name": "tiny", "file": "tiny.bin", "summary": "a test", "mode": "real", "format": "flat",
     "load_address": 0x7C00, "cpus": 2, "irqchip": "kernel", "memory": 65536, "serial_input": True,
-    "ends": "exit", "status": 7,
+    "ends": "exit", "status": 7, "paravirt": True, "group": "small",
 }  # fmt: skip
 
 
@@ -46,7 +46,9 @@ def test_find_gives_what_the_index_says(tmp_path: Path) -> None:
     assert (guest.name, guest.format, guest.mode, guest.load_address) == ("tiny", "flat", "real", 0x7C00)
     assert guest.needs == {
         "cpus": 2, "irqchip": "kernel", "memory": 65536, "serial_input": True, "ends": "exit", "status": 7,
+        "paravirt": True,
     }  # fmt: skip
+    assert guest.group == "small"
     assert repr(guest) == "<Bundled tiny: real, flat at 0x7c00>"
 
 

@@ -113,7 +113,7 @@ def test_index_holds_the_metadata(source: Path, tmp_path: Path) -> None:
         {
             "name": "tiny", "file": "tiny.bin", "summary": "a test", "mode": "long", "format": "flat",
             "load_address": 0x100000, "cpus": 1, "irqchip": "none", "memory": 3 << 20,
-            "serial_input": False, "ends": "halt", "status": 0,
+            "serial_input": False, "ends": "halt", "status": 0, "paravirt": False, "group": "",
         }
     ]  # fmt: skip
 
@@ -230,6 +230,8 @@ def test_a_failure_leaves_the_old_images(source: Path, tmp_path: Path) -> None:
         ('"3M"', "0", "memory is 0, not a size"),
         ('"halt"', '"exit"\nstatus = 120', "status is 120, not in 0x0-0x77"),
         ('"halt"', '"halt"\ncolour = 1', "unknown field 'colour'"),
+        ('"halt"', '"halt"\nparavirt = 1', "paravirt is 1, not one of False, True"),
+        ('"halt"', '"halt"\ngroup = "big"', "guest tiny: of the group 'big' is big-…"),
         ("[tiny]", "tiny = 1\n[other]", "'tiny' is not a table"),
         ("[tiny]", "[tiny", "images.toml: "),
     ],

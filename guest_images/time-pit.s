@@ -1,0 +1,52 @@
+# time-pit: read the clock a thousand times from the timer chip (8254 PIT), which counts 65536 down to 0 in 55 ms.
+# To be read in one piece its count is latched first, then comes in two bytes: three accesses a reading. Where
+# the kernel has the timer they don't get to user space, but they leave the guest all the same. Compare
+# time-rtc and time-pvclock.
+
+        .include "lib/debug.inc"
+        .include "lib/end.inc"
+
+        .set    PIT_CHANNEL_0, 0x40
+        .set    PIT_COMMAND, 0x43
+        .set    PIT_RATE_GENERATOR, 0x34        # channel 0, low byte then high byte, mode 2
+        .set    PIT_LATCH, 0x00                 # channel 0
+        .set    READINGS, 1000
+
+        .code64
+        .globl  _start
+        .text
+_start:
+        mov     $PIT_RATE_GENERATOR, %al
+        out     %al, $PIT_COMMAND
+        xor     %eax, %eax              # 0 stands for 65536
+        out     %al, $PIT_CHANNEL_0
+        out     %al, $PIT_CHANNEL_0
+
+        mov     $READINGS, %ebx
+        call    count
+        mov     %eax, %ebp              # the last one
+1:      call    count
+        sub     %eax, %ebp              # it counts down: the last less this is what has passed
+        cmp     $0x8000, %bp            # half a round and more ahead is really behind
+        jae     3f
+        mov     %eax, %ebp
+        dec     %ebx
+        jnz     1b
+        say     good
+        exit    0
+3:      say     bad
+        exit    1
+
+# eax = the count
+count:  mov     $PIT_LATCH, %al
+        out     %al, $PIT_COMMAND
+        in      $PIT_CHANNEL_0, %al
+        movzx   %al, %ecx
+        in      $PIT_CHANNEL_0, %al
+        movzx   %al, %eax
+        shl     $8, %eax
+        or      %ecx, %eax
+        ret
+
+text    good, "steady\n"
+text    bad, "the clock went back\n"
