@@ -28,7 +28,7 @@ INTERRUPTED = 130
     "--seconds", type=float, metavar="N", help="Time for everything.  [default: 45, with --quick 6]"
 )
 @click.option(
-    "--rounds", type=int, metavar="N", help="Rounds through all kinds.  [default: 20, with --quick 7]"
+    "--rounds", type=int, metavar="N", help="Rounds through all kinds at most.  [default: 60, with --quick 7]"
 )
 @click.option("--samples", type=int, metavar="N", help="Samples of a kind that are enough.  [default: 10000]")
 @click.option("--cpu", type=int, metavar="N", help="Measure on this CPU.  [default: the least busy]")

@@ -132,19 +132,23 @@ class _Side:
         by: str,
     ) -> None:
         self._scale = 1e9 / report["clock"]["hz"]
-        self._own = speeds if by == "floor" else {}
+        self._own = by == "floor"
         self._common = common
-        self._host = _host_speed({key: speeds[key] for key in common}) if by == "floor" else {}
+        self._host = _host_speed({key: speeds[key] for key in common}) if self._own else {}
 
     def rounds(self, key: tuple[str, str], result: dict[str, Any]) -> list[float]:
-        """A number for each round: its median, over its own floor, or over the average floor of that round."""
-        own = self._own[key] if key in self._common and key in self._own else None
+        """A number for each round: its median over its own floor, slice by slice; over the average floor of that round;
+        or the median alone."""
+        own = self._own and key in self._common
         found = []
         for number, round_ in enumerate(result["rounds"]):
-            number = round_.get("round", number)
-            speed = own.get(number) if own is not None else self._host.get(number, None if self._own else 1.0)
-            if "p50" in round_ and speed:
-                found.append(round_["p50"] * self._scale / speed)
+            if own:
+                value = round_.get("ratio")
+            else:
+                speed = self._host.get(round_.get("round", number)) if self._own else 1.0
+                value = round_["p50"] * self._scale / speed if speed and "p50" in round_ else None
+            if value is not None:
+                found.append(float(value))
         return found
 
 

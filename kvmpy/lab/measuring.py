@@ -17,27 +17,31 @@ from kvmpy.lab.clock import choose_cpus, tsc_frequency
 from kvmpy.lab.fingerprint import fingerprint, load_average
 from kvmpy.lab.histogram import Histogram
 from kvmpy.lab.kinds import Guest, Kind, choose
-from kvmpy.lab.trial import PARTS, Bench, Unavailable
+from kvmpy.lab.statistics import median
+from kvmpy.lab.trial import PARTS, Bench, Round, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
-    from kvmpy.lab.trial import Round
+    from kvmpy.lab.trial import FloorTrial, GuestTrial, LoopTrial
 
+    Trial = GuestTrial | LoopTrial | FloorTrial
     Progress = Callable[[float, str], None]
 
 ENGINES = ("kvm", "translate")
 SECONDS, QUICK_SECONDS = 45.0, 6.0
-ROUNDS, QUICK_ROUNDS, FEWEST_ROUNDS = 20, 7, 3
+ROUNDS, QUICK_ROUNDS, FEWEST_ROUNDS = 60, 7, 3
 SAMPLES = 10_000
-SHORTEST = 0.002
-"""Seconds of a round that are worth setting a machine up for."""
+SHORTEST, WORTH = 0.002, 0.008
+"""Seconds of a round: the least, and what is worth setting a machine up for."""
 LONGEST_TIME = 86_400.0
 SLOW_TO_OPEN = 0.006
 """Seconds to make and end a machine beyond which it is kept for GENERATION rounds."""
 GENERATION = 2
+SLICE, SLICES = 0.003, 8
+"""Seconds of a slice at least, and how many a round has at most."""
 
 
 class Settings:
@@ -46,7 +50,7 @@ class Settings:
     ``kinds``    names, groups or patterns; none: all
     ``engines``  "kvm", "translate"; none: all that work
     ``seconds``  for everything, more than 0
-    ``rounds``   2 or more; fewer are done when setting up takes too long
+    ``rounds``   2 or more; fewer are done where there are many kinds for the time
     ``samples``  of a kind after which its rounds end early
     ``cpu``      to measure on; None: the least busy
     ``handicap`` TSC cycles that the C handlers of kinds *_user spin
@@ -111,8 +115,8 @@ class Result:
         self.trace: dict[str, Any] | None = None
         self.floor_missing = ""
 
-    def add(self, number: int, round_: Round, floor: Round | None) -> None:
-        """Round ``number``, with the floor's beside it."""
+    def add(self, number: int, round_: Round, floor: Round | None, ratios: Sequence[float]) -> None:
+        """Round ``number``, with the floor's beside it, and the ratio of the two in each slice."""
         self.total.add(round_.total)
         self.interrupted.add(round_.interrupted)
         for name in PARTS:
@@ -130,6 +134,8 @@ class Result:
         if floor is not None and floor.total.total:
             self.floor.add(floor.total)
             kept["floor_p50"] = floor.total.percentile(50)
+        if ratios:
+            kept["ratio"] = round(median(ratios), 6)
         self.rounds.append(kept)
 
 
@@ -287,20 +293,15 @@ class Laboratory:
         while self._kept:
             self._kept.popitem()[1].close()
 
-    def _measure(self, kind: Kind, bench: Bench, floor: bool, seconds: float, most: int) -> Round:
-        """One round of a kind, or of its floor."""
+    def _trial(self, kind: Kind, bench: Bench, floor: bool) -> Trial:
+        """A machine for the round: one that was kept, or a new one."""
         key = (kind.name, bench.engine, floor)
-        trial = self._kept.get(key)
+        trial: Trial | None = self._kept.get(key)
         if trial is None:
             trial = kind.open_floor(bench) if floor else kind.open(bench)
             if key in self._slow:
                 self._kept[key] = trial
-        try:
-            found: Round = trial.round(seconds, most)
-        finally:
-            if key not in self._kept:
-                trial.close()
-        return found
+        return trial
 
     def _all_rounds(self) -> None:
         """As many rounds as there is time for. How long setting up takes shows in the first; the rest is planned."""
@@ -332,27 +333,52 @@ class Laboratory:
         """How many rounds there will be, and how long a slot of the next one is."""
         left = self._end - time.monotonic()
         set_up = max(spent - slot * slots, 0.0)
+        least = SHORTEST if self.settings.keep else WORTH
         for wanted in range(rounds, done, -1):
             free = left / (wanted - done) - set_up
-            if free >= slots * SHORTEST or wanted <= FEWEST_ROUNDS:
+            if free >= slots * least or wanted <= FEWEST_ROUNDS:
                 return wanted, min(max(free / max(slots, 1), SHORTEST), 4 * slot)
         return max(done, FEWEST_ROUNDS), slot
 
     def _round(self, result: Result, seconds: float, number: int) -> None:
-        """One kind and its floor, in turn first."""
+        """One kind beside its floor, in slices that take turns: what lasts longer than a slice slows both."""
         kind, bench = result.kind, self.benches[result.engine]
-        chunk = getattr(kind.what, "chunk", 1)
-        most = max(-(-self.settings.samples // (self.settings.rounds * chunk)), 1)
-        rounds: dict[bool, Round] = {}
         self._pin(kind)
+        trials: list[Trial] = []
         try:
-            for floor in (True, False) if number % 2 else (False, True):
-                if not (floor and result.floor_missing):
-                    rounds[floor] = self._measure(kind, bench, floor, seconds, most)
+            for floor in (False,) if result.floor_missing else (False, True):
+                trials.append(self._trial(kind, bench, floor))
+            before = trials[0].stats()
+            rounds, ratios = self._slices(kind, trials, seconds, number)
+            after = trials[0].stats()
         except KvmpyError as error:
             self.warnings.append(f"{kind.name} on {result.engine}, round {number + 1}: {error}")
             return
-        result.add(number, rounds[False], rounds.get(True))
+        finally:
+            for trial in trials:
+                if trial not in self._kept.values():
+                    trial.close()
+        rounds[0].stats = {name: value - before.get(name, 0) for name, value in after.items()}
+        result.add(number, rounds[0], rounds[1] if len(rounds) > 1 else None, ratios)
+
+    def _slices(
+        self, kind: Kind, trials: list[Trial], seconds: float, number: int
+    ) -> tuple[list[Round], list[float]]:
+        """Rounds of all trials, and the ratio of the first's median to the second's in each slice."""
+        slices = min(max(int(seconds / SLICE), 1), SLICES) if len(trials) > 1 else 1
+        chunk = getattr(kind.what, "chunk", 1)
+        most = max(-(-self.settings.samples // (self.settings.rounds * chunk * slices)), 1)
+        rounds, ratios = [Round() for _ in trials], []
+        for at in range(slices):
+            medians = [0] * len(trials)
+            order = range(len(trials)) if (at + number) % 2 else reversed(range(len(trials)))
+            for which in order:
+                found = trials[which].round(seconds / slices, most, warm=at > 0)
+                medians[which] = found.total.percentile(50) if found.total.total else 0
+                rounds[which].add(found)
+            if len(trials) > 1 and all(medians):
+                ratios.append(medians[0] / medians[1])
+        return rounds, ratios
 
     # The kernel's view
 

@@ -68,7 +68,11 @@ def _distributions(axis: Any, group: str, results: list[dict[str, Any]], report:
         points = histogram_of(result).points()
         style = ("-", "--", ":")[number // 10 % 3]
         axis.step(
-            [v * 1e6 / hz for v, _ in points], [s * 100 for _, s in points], style, where="post", label=name
+            [v * 1e6 / hz for v, _ in points],
+            [s * 100 for _, s in points],
+            style,
+            where="post",
+            label=label(result, report),
         )
     axis.set_xscale("log")
     axis.set_title(group)

@@ -204,9 +204,10 @@ def _fields(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 def _check_result(where: str, result: dict[str, Any]) -> None:
     for round_ in result["rounds"]:
-        p50 = round_.get("p50", 1) if isinstance(round_, dict) else None
-        if not isinstance(p50, (int, float)) or not p50 > 0:
-            raise ReportError(f"{where} is damaged: a round's p50 is {p50!r}")
+        for name in ("p50", "floor_p50", "ratio"):
+            value = round_.get(name, 1) if isinstance(round_, dict) else None
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise ReportError(f"{where} is damaged: a round's {name} is {value!r}")
     try:
         total = Histogram.decode(result["histogram"]).total
     except HistogramError as error:

@@ -26,6 +26,8 @@ CHUNK = 32
 PATIENCE = 3.0
 """Seconds beyond its time after which a guest that gives no samples is given up."""
 FOREVER = (1 << 64) - 1
+COLD, WARM = 16, 1
+"""Chunks that are thrown away at most before the first is recorded."""
 
 
 class Unavailable(KvmpyError):
@@ -50,6 +52,16 @@ class Round:
         self.parts = {name: Histogram() for name in PARTS}
         self.counters = dict.fromkeys(self.COUNTERS, 0)
         self.stats: dict[str, int] = {}
+
+    def add(self, other: Round) -> None:
+        """What came after is part of the same round."""
+        self.total.add(other.total)
+        self.interrupted.add(other.interrupted)
+        for name in PARTS:
+            self.parts[name].add(other.parts[name])
+        for into, values in ((self.counters, other.counters), (self.stats, other.stats)):
+            for key, value in values.items():
+                into[key] = into.get(key, 0) + value
 
     @classmethod
     def of(cls, collector: Any) -> Round:
@@ -196,11 +208,15 @@ class GuestTrial:
         control = self.machine.ports.attach(guests.CONTROL, 2, owner, "laboratory", rule)
         control.place = "c"
 
-    def round(self, seconds: float, chunks: int = FOREVER) -> Round:
-        """Measures for that long, or until that many chunks are recorded. Raises Unavailable if nothing comes."""
+    def round(self, seconds: float, chunks: int = FOREVER, warm: bool = False) -> Round:
+        """Measures for that long, or until that many chunks are recorded, after some that are thrown away: until they
+        are steady, or, when the trial is ``warm`` from a moment before, one.
+
+        Raises Unavailable if nothing comes.
+        """
         measure, bench = self.measure, self.bench
+        measure.collector.warm_most = WARM if warm else COLD
         lib.kvmpy_measure_start(measure, self.machine.cpus[0].native)
-        before = self._stats()
         try:
             measure.deadline = bench.tsc() + int(seconds * bench.hz)
             measure.most = chunks
@@ -214,11 +230,9 @@ class GuestTrial:
             if result.reason == "timeout":
                 what = f"no samples within {seconds + PATIENCE:.1f} seconds"
             raise Unavailable(f"the guest can't go on: {what}")
-        found = Round.of(measure.collector)
-        found.stats = {name: value - before.get(name, 0) for name, value in self._stats().items()}
-        return found
+        return Round.of(measure.collector)
 
-    def _stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, int]:
         """The kernel's cumulative counters (KVM_GET_STATS_FD) of the VM and its first vCPU; {} where it has none."""
         found: dict[str, int] = {}
         if self.machine.engine.name != "kvm":
@@ -282,8 +296,13 @@ class FloorTrial:
             self.close()
             raise Unavailable(f"the floor's {step}: {os.strerror(number)}")
 
-    def round(self, seconds: float, chunks: int = FOREVER) -> Round:
+    def stats(self) -> dict[str, int]:
+        """None: the floor isn't looked into."""
+        return {}
+
+    def round(self, seconds: float, chunks: int = FOREVER, warm: bool = False) -> Round:
         """As GuestTrial's."""
+        self._native.collector.warm_most = WARM if warm else COLD
         native, deadline = self._native, self.bench.tsc() + int(seconds * self.bench.hz)
         error = self._run(deadline, chunks)
         if error:
@@ -335,8 +354,12 @@ class LoopTrial:
             self.close()
             raise
 
-    def round(self, seconds: float, chunks: int = FOREVER) -> Round:
-        """As GuestTrial's. The first chunk warms up and isn't recorded."""
+    def stats(self) -> dict[str, int]:
+        """None: several VMs may have been at it."""
+        return {}
+
+    def round(self, seconds: float, chunks: int = FOREVER, warm: bool = False) -> Round:
+        """As GuestTrial's, but the first chunk alone warms up."""
         deadline = self.bench.tsc() + int(seconds * self.bench.hz)
         lib.kvmpy_collector_start(self.collector)
         self._do()
