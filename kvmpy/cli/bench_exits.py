@@ -138,7 +138,10 @@ def _print(report: dict[str, Any], to_stderr: bool) -> None:
     split = text.split_table(report)
     for table in (*text.tables(report), *([split] if split else [])):
         console.print(table)
-    for line in (*text.missing(report), *text.notes(report)):
+    traced = text.trace_lines(report)
+    if traced:
+        console.print(Text("KVM's tracepoints:"))
+    for line in (*traced, *text.missing(report), *text.notes(report)):
         console.print(Text(line))
 
 

@@ -16,11 +16,19 @@ NUMBERS = ("cpus", "nr_memslots", "max_vcpus", "irq_routing", "hugetlb_2m", "hug
 
 @click.command("info")
 @click.option("--json", "as_json", is_flag=True, help="JSON for programs instead of tables.")
-def command(as_json: bool) -> None:
+@click.option(
+    "--lab", is_flag=True, help="Whether it is set up for quiet measurements, and what would change that."
+)
+def command(as_json: bool, lab: bool) -> None:
     """Say what this host can do, and what would help it do more.
 
     Never fails: where there is no KVM it says so, and exits with status 0.
     """
+    if lab:
+        from kvmpy.cli.info_lab import show as show_lab
+
+        show_lab(as_json)
+        return
     from kvmpy.machine.host import facts
 
     host = facts()

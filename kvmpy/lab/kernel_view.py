@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 PLACES = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
-EVENTS = ("kvm_exit", "kvm_entry")
+EVENTS = ("kvm_exit", "kvm_entry", "kvm_userspace_exit")
 BUFFER_KB = 4096
-LINE = re.compile(r"\s(?P<time>\d+(?:\.\d+)?): (?P<event>kvm_exit|kvm_entry): (?P<text>.*)")
+LINE = re.compile(
+    r"\s(?P<time>\d+(?:\.\d+)?): (?P<event>kvm_exit|kvm_entry|kvm_userspace_exit): (?P<text>.*)"
+)
 REASON = re.compile(r"\breason (?P<reason>\S+)")
 
 
@@ -105,12 +107,17 @@ def _find(places: tuple[str, ...]) -> str:
 
 
 def summarise(text: str) -> dict[str, Any]:
-    """``exits``: how many by KVM's reason; ``kernel``: cycles from kvm_exit to the next kvm_entry, by reason: what the
-    kernel, and user space where it came to that, took; ``guest``: cycles from kvm_entry to the next kvm_exit.
+    """What the trace of one kind says. Times are TSC cycles (trace_clock x86-tsc).
 
-    Times are TSC cycles (trace_clock x86-tsc).
+    ``exits``       how many, by the hardware's reason
+    ``user_space``  how many went on to user space, by KVM's reason
+    ``kernel``      from kvm_exit to the next kvm_entry, by reason: the kernel, and user space where it came to that
+    ``guest``       from kvm_entry to the next kvm_exit
+
+    Where KVM emulates a whole ring it never enters the guest, and there are no kvm_exit and kvm_entry.
     """
     exits: dict[str, int] = {}
+    user_space: dict[str, int] = {}
     kernel: dict[str, Histogram] = {}
     guest = Histogram()
     reason, left, entered = "", 0, 0
@@ -119,9 +126,12 @@ def summarise(text: str) -> dict[str, Any]:
         if not found:
             continue
         now = int(float(found["time"])) if "." in found["time"] else int(found["time"])
-        if found["event"] == "kvm_exit":
-            said = REASON.search(found["text"])
-            reason = said["reason"] if said else "unknown"
+        said = REASON.search(found["text"])
+        why = said["reason"] if said else "unknown"
+        if found["event"] == "kvm_userspace_exit":
+            user_space[why] = user_space.get(why, 0) + 1
+        elif found["event"] == "kvm_exit":
+            reason = why
             exits[reason] = exits.get(reason, 0) + 1
             if entered and now >= entered:
                 guest.record(now - entered)
@@ -133,6 +143,7 @@ def summarise(text: str) -> dict[str, Any]:
             entered = now
     return {
         "exits": exits,
+        "user_space": user_space,
         "kernel": {name: histogram.summary() for name, histogram in kernel.items()},
         "guest": guest.summary() if guest.total else None,
     }

@@ -109,6 +109,27 @@ def split_table(report: dict[str, Any]) -> Table | None:
     return table
 
 
+def trace_lines(report: dict[str, Any]) -> list[str]:
+    """KVM's tracepoints, a line for each kind that was traced."""
+    found = []
+    for result in report["results"]:
+        trace = result["kernel"]["tracepoints"]
+        if not trace:
+            continue
+        parts = []
+        for reason, count in sorted(trace["exits"].items(), key=lambda item: -item[1]):
+            cycles = trace["kernel"].get(reason, {}).get("p50")
+            took = (
+                ""
+                if cycles is None
+                else f", {nanoseconds(cycles * 1e9 / report['clock']['hz'])} to the next entry"
+            )
+            parts.append(f"{count} {reason}{took}")
+        parts += [f"{count} to user space: {reason}" for reason, count in trace["user_space"].items()]
+        found.append(f"{label(result, report)}: {'; '.join(parts) or 'none'}")
+    return found
+
+
 def notes(report: dict[str, Any]) -> list[str]:
     """What has to be said beside the numbers, a line each."""
     clock, settings = report["clock"], report["settings"]
