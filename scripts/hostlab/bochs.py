@@ -24,6 +24,11 @@ _VGA_BIOS = (
 # inside and outside agree roughly; it isn't kept to them (clock: sync=none).
 _INSTRUCTIONS_PER_SECOND = 100_000_000
 
+# For the heartbeat (see init): the PIT must drive its pin of the I/O APIC, that must be reachable from a
+# process, and the kernel's complaints mustn't push all else out of its log.
+_KERNEL_OPTIONS = ("no_timer_check", "cpuidle.off=1", "hpet=disable", "iomem=relaxed", "log_buf_len=1M")
+_ENVIRONMENT = {"HOSTLAB_ROOT": "initramfs", "HOSTLAB_HEARTBEAT": "1"}
+
 
 def start(
     host: Host, vmlinux: Path, initrd: bytes, boot_sector: bytes, place: Path, *, terminal: str = ""
@@ -33,9 +38,7 @@ def start(
     ``terminal`` is a terminal device for an interactive console. HostsError if it can't be started from
     there.
     """
-    append = command_line(
-        "no_timer_check", HOSTLAB_ROOT="initramfs", **({"HOSTLAB_SHELL": "1"} if terminal else {})
-    )
+    append = command_line(*_KERNEL_OPTIONS, **_ENVIRONMENT, **({"HOSTLAB_SHELL": "1"} if terminal else {}))
     image = disk.build(
         boot_sector, kernel.flatten(vmlinux.read_bytes()), initrd, append, memory=host.memory << 20
     )

@@ -59,7 +59,7 @@ class Report:
         return sum(result.outcome == outcome for result in self.results)
 
     def feed(self, line: str, now: float) -> Result | None:
-        """Take a line that came ``now`` seconds after the start; returns the result of a test if it has one."""
+        """Take a line that came ``now`` seconds after the start; returns a test's result if it is one."""
         try:
             said = json.loads(line)
             event = said["event"]

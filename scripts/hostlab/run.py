@@ -12,6 +12,7 @@ from . import bochs, cache, catalogue, job, packages, prepare, qemu
 from .catalogue import Host
 from .errors import HostsError
 from .expected import Expected
+from .inside import facts, limit
 from .machine import Start, files_in
 from .protocol import Report, Result
 from .watchdog import Limits, follow
@@ -110,7 +111,13 @@ def _set_up_local(host: Host, plan: Plan, place: Path) -> Start:
 
 
 def make_job(host: Host, plan: Plan, report: str) -> job.Job:
-    """The job of a plan, with the runner that suits the host."""
+    """The job of a plan, with the runner that suits the host, and what the runner has to know of the host."""
+    made = _choose_job(host, plan, report)
+    about = {facts.NAME_VARIABLE: host.name, limit.VARIABLE: str(host.test_seconds)}
+    return made._replace(environment={**made.environment, **about})
+
+
+def _choose_job(host: Host, plan: Plan, report: str) -> job.Job:
     if plan.kind == "facts":
         return job.facts(plan.project, report)
     if plan.kind == "command":

@@ -83,6 +83,17 @@ class Host:
         self._stack.close()
 
     @property
+    def name(self) -> str:
+        """Name of the host as scripts/hosts has it; "local" without."""
+        name: str = self.facts["host"]
+        return name
+
+    def avoid(self, *names: str, because: str) -> None:
+        """Skip the test on these hosts: for what an emulator gets wrong, not what hardware lacks."""
+        if self.name in names:
+            skip(f"{self.name}: {because}")
+
+    @property
     def module(self) -> str:
         """The module that drives the hardware: kvm_amd, kvm_intel, kvm_pvm; "" if there is none."""
         return next((name for name in self.facts["modules"] if name != "kvm"), "")

@@ -21,6 +21,10 @@ REASONS = {"halt": "halt", "exit": "exit", "crash": "crash", "never": "timeout"}
 
 @cases(*EXPECTED)
 def test_bundled_guest(host: Host, case: str) -> None:
+    if case == "real-echo":
+        host.avoid(
+            "amd-bochs", because="Bochs 2.7 doesn't deliver an interrupt that is pending before STI, HLT"
+        )
     expected, status, ends = EXPECTED[case]
     output = bytearray()
     irqchip = bundled.find(case).needs["irqchip"]

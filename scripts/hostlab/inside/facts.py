@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .report import Reporter
 
+NAME_VARIABLE = "KVMPY_HOSTS_NAME"
 _KVM_GET_API_VERSION = 0xAE00
 _MODULES = ("kvm", "kvm_amd", "kvm_intel", "kvm_pvm")
 
@@ -20,6 +21,7 @@ def gather() -> dict[str, object]:
     """What the kernel says of the processor and of KVM; ``api`` is KVM's version, or why there is none."""
     cpuinfo = _first_cpu()
     return {
+        "host": os.environ.get(NAME_VARIABLE, "local"),
         "kernel": os.uname().release,
         "cpu": cpuinfo.get("model name", "unknown"),
         "vendor": cpuinfo.get("vendor_id", "unknown"),

@@ -98,6 +98,13 @@ class TestJob:
         assert "scripts.hostlab.inside.light" in run.make_job(INTEL, plan, "r").command
         assert run.make_job(INTEL, plan, "r").command[-1] == "-x"
 
+    def test_the_runner_knows_the_host(self) -> None:
+        plan = run.Plan(job.Project(Path("/p"), Path("/python")), "facts")
+        environment = run.make_job(INTEL, plan, "/dev/x").environment
+        assert environment["KVMPY_HOSTS_NAME"] == "intel"
+        assert environment["KVMPY_HOSTS_REPORT"] == "/dev/x"
+        assert 0 < int(environment["KVMPY_HOSTS_TEST_SECONDS"]) * 5 < INTEL.silence
+
     def test_no_source_tree_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(HostsError, match="isn't a source tree"):
             job.find_project(tmp_path)

@@ -73,6 +73,10 @@ def test_takes_too_long(host):
 def test_forgets_something(host):
     open("/dev/null")
 
+def test_avoids_a_host(host):
+    host.avoid("elsewhere", because="no")
+    host.avoid("local", because="its emulator is wrong")
+
 def test_after_all(host):
     pass
 
@@ -157,6 +161,7 @@ def test_reasons_say_what_happened(suite: Path, runner: object) -> None:
     _, events = runner(suite)  # type: ignore[operator]
     reasons = {str(e["test"]).split("::test_")[1]: str(e["reason"]) for e in events if e["event"] == "test"}
     assert reasons["skips"] == "kvm.x=N"
+    assert reasons["avoids_a_host"] == "local: its emulator is wrong"
     assert reasons["needs_what_is_not_here"].startswith("needs no_module.x=Y: the modules here are")
     assert "assert answer == 42" in reasons["fails"] or "assert 41 == 42" in reasons["fails"]
     assert "41" in reasons["fails"]
