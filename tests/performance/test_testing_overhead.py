@@ -18,6 +18,7 @@ pytest_plugins = ["pytester"]
 TESTS = 300
 LIMIT = 2.0
 FILE = """
+from kvmpy.machine.machine import Machine
 from kvmpy.testing import Hlt
 
 def empty():
