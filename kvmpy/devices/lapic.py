@@ -173,6 +173,12 @@ class Lapic(Device):
         vector = self.irr.bit_length() - 1
         return vector if vector >> 4 > self.ppr >> 4 and self.enabled else 0
 
+    @property
+    def held_back(self) -> bool:
+        """Whether it is the task priority alone that an interrupt waits for."""
+        asks, serves = ((bits.bit_length() - 1) >> 4 for bits in (self.irr, self.isr))
+        return asks > serves and asks <= self.tpr >> 4 and self.enabled
+
     def acknowledge(self) -> int:
         """The CPU takes the interrupt: its vector, or the spurious one if the request is gone."""
         vector = self.pending
@@ -197,8 +203,7 @@ class Lapic(Device):
             return False
         self.irr |= bit
         self.tmr = self.tmr | bit if message.flags & LEVEL_TRIGGERED else self.tmr & ~bit
-        if self.pending:
-            self._attention()
+        self._look()
         return True
 
     def matches(self, message: Message) -> bool:
@@ -377,7 +382,7 @@ class Lapic(Device):
             self._attention()
 
     def _look(self) -> None:
-        if self.pending:
+        if self.pending or self.held_back:
             self._attention()
 
     # The timer

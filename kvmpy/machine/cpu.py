@@ -105,6 +105,9 @@ class _Bank:
                 native.run.kvm_valid_regs |= self._sync
 
     def changed(self) -> None:
+        if self._sync == SYNC_SREGS:
+            # Without a local APIC in the kernel, its own word for CR8 is what counts at the next entry.
+            self._cpu.native.run.cr8 = self.data.cr8
         if self._shared:
             self._cpu.native.run.kvm_dirty_regs |= self._sync
         else:

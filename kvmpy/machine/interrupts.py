@@ -37,6 +37,9 @@ IA32_TSC = 0x10
 APIC_ENABLED = 1 << 11  # of IA32_APIC_BASE, as BSP is
 APIC_BSP = 1 << 8
 LINES = 24
+LOOK_AT_TPR_NS = 500_000
+"""While an interrupt waits for a lower task priority: not every engine says when the guest lowers CR8 (KVM_EXIT_SET_TPR
+isn't for CR8 writes that KVM emulates, and translated code has no such exit)."""
 
 
 class Interrupts:
@@ -74,6 +77,7 @@ class Interrupts:
         self.pit = Pit(timers.now, lambda level: self.set_line(PIT_LINE, level), self._pit_changed)
         self._pit_timer = timers.add(self.pit.poll)
         self._lapic_timer = timers.add(self.lapic.poll)
+        self._tpr_timer = timers.add(lambda: None)  # what follows it is all that is wanted: deliver()
         self._attach()
 
     def _attach(self) -> None:
@@ -193,6 +197,9 @@ class Interrupts:
                 run.ready_for_interrupt_injection = 0
                 cpu.halted = False
             run.request_interrupt_window = self.waiting
+            if self.lapic.held_back:
+                timers = self.machine.timers
+                timers.arm(self._tpr_timer, timers.now() + LOOK_AT_TPR_NS)
 
     def take_tpr(self, run: Any) -> None:
         """The task priority that the guest has set by CR8."""

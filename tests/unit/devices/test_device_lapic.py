@@ -128,10 +128,22 @@ def test_priority_classes(rig: Rig) -> None:
 def test_the_task_priority_holds_back(rig: Rig) -> None:
     rig.write(TPR, 0x5F)
     rig.send(0x5A)
-    assert rig.lapic.pending == 0 and rig.attentions == 0
+    assert rig.lapic.pending == 0 and rig.lapic.held_back
     assert rig.read(PPR) == 0x5F
+    before = rig.attentions
     rig.write(TPR, 0x4F)
-    assert rig.lapic.pending == 0x5A and rig.attentions == 1
+    assert rig.lapic.pending == 0x5A and not rig.lapic.held_back and rig.attentions == before + 1
+
+
+def test_what_is_in_service_holds_back_too_but_not_by_the_task_priority(rig: Rig) -> None:
+    rig.send(0x55)
+    rig.lapic.acknowledge()
+    rig.send(0x51)
+    assert rig.lapic.pending == 0 and not rig.lapic.held_back
+    rig.write(TPR, 0x60)
+    assert not rig.lapic.held_back
+    rig.write(EOI, 0)
+    assert rig.lapic.held_back
 
 
 def test_the_spurious_vector(rig: Rig) -> None:
