@@ -111,12 +111,11 @@ class Paravirt:
 
     def _irq(self, level: bool) -> None:
         """From a timer's thread too, when the machine may be gone."""
-        if self.machine.running:
-            try:
-                self.machine.set_irq(WORKER_IRQ, level)
-            except (KvmpyError, OSError):
-                if self.machine.running:
-                    raise
+        try:
+            self.machine.set_irq(WORKER_IRQ, level)
+        except (KvmpyError, OSError, ValueError):
+            if self.machine.running:
+                raise
 
     def _doorbell(self) -> Eventfd:
         """In the kernel if it can be there, else in Python."""

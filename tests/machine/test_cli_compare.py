@@ -1,0 +1,104 @@
+"""``kvmpy compare`` as a program."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kvmpy.errors import EngineError
+from kvmpy.lab.variants import groups
+from kvmpy.machine.engine import open_engine
+
+
+@pytest.fixture
+def both() -> None:
+    for name in ("kvm", "translate"):
+        try:
+            open_engine(name)
+        except EngineError as error:
+            pytest.skip(f"engine {name}: {error}")
+
+
+def test_they_agree(command: Any, both: None) -> None:
+    result = command("compare", "long-hello")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.decode().splitlines()
+    assert lines[0] == "kvm and translate agree: 43 exits, registers and memory 43 times, 21 bytes of output"
+    assert any(line.split()[:2] == ["translate", "43"] for line in lines)
+
+
+def test_as_json(command: Any, both: None) -> None:
+    result = command("compare", "long-hello", "--json", "--every", "10")
+    report = json.loads(result.stdout)
+    assert report["schema"] == 1 and report["agree"] is True and report["difference"] is None
+    assert report["events"] == 43 and report["states_compared"] == 5
+    assert set(report["engines"]) == {"kvm", "translate"}
+
+
+def test_clocks_make_a_difference(command: Any, both: None) -> None:
+    result = command("compare", "time-pit")
+    assert result.returncode == 1
+    text = result.stdout.decode()
+    assert text.startswith("kvm and translate differ in an exit after ")
+    assert "the last of which was port 0x43" in text and "goes on with" in text
+    assert "--tolerate time" in text
+    assert command("compare", "time-pit", "--tolerate", "time").returncode == 0
+
+
+def test_a_guest_without_end(command: Any, both: None) -> None:
+    result = command("compare", "spin", "--timeout", "0.5")
+    assert result.returncode == 124
+    assert b"agree so far" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["smp-hello"], "smp-hello wants 2 vCPUs"),
+        (["long-hello", "--engine", "translate"], "not comparable: only translate can run it here"),
+        (["no-such-guest"], "no bundled guest is called 'no-such-guest'"),
+        (["long-hello", "--every", "0"], "--every 0: 'exit', or a number from 1"),
+        (
+            ["--variants", "colour"],
+            "no guests come in variants called 'colour': there are console, time, work, wait",
+        ),
+        (["--variants", "--rounds", "0"], "0 rounds: at least 1"),
+        ([], "give one IMAGE"),
+        (["a", "b"], "give one IMAGE"),
+    ],
+)
+def test_what_can_not_be_compared(command: Any, both: None, arguments: list[str], says: str) -> None:
+    result = command("compare", *arguments)
+    assert result.returncode == 2
+    assert says in result.stderr.decode()
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_variants(command: Any, both: None) -> None:
+    result = command("compare", "--variants", "console", "--rounds", "1", "--json")
+    assert result.returncode == 0, result.stderr
+    cases = {(case["variant"], case["engine"]): case for case in json.loads(result.stdout)["cases"]}
+    assert set(cases) == {(v, e) for v in ("uart", "hypercall", "ring") for e in ("kvm", "translate")}
+    for engine in ("kvm", "translate"):
+        assert cases["uart", engine]["exits"] == 907
+        assert cases["hypercall", engine]["exits"] == 11
+        assert cases["hypercall", engine]["fewer_exits"] == pytest.approx(907 / 11)
+        assert cases["ring", engine]["exits"] == 3
+
+
+def test_variants_as_a_table(command: Any, both: None) -> None:
+    result = command("compare", "--variants", "console", "wait", "--rounds", "1")
+    assert result.returncode == 0, result.stderr
+    text = result.stdout.decode()
+    assert "fewer" in text and "82.5 ×" in text and "poll" in text and "hypercall" in text
+
+
+def test_the_unmodified_guest_is_the_first_of_its_group() -> None:
+    assert {name: found[0].name for name, found in groups().items()} == {
+        "console": "console-uart",
+        "time": "time-rtc",
+        "work": "work-pio",
+        "wait": "wait-poll",
+    }
