@@ -230,6 +230,7 @@ int kvmpy_translate_enter(struct kvmpy_vcpu *vcpu)
 			return error;
 		}
 	}
+	t->env->tpr = run->cr8;	/* KVM API document: in and out */
 	translate_to_guest(t);
 	leave_word(t);
 	return t->result;

@@ -136,7 +136,7 @@ static int set_sregs(struct kvmpy_translate *t, const struct kvm_sregs *sregs)
 	env->cr[0] = sregs->cr0 | CR0_ET;
 	env->cr[2] = sregs->cr2;
 	env->cr[3] = sregs->cr3;
-	env->tpr = sregs->cr8;
+	env->tpr = t->run->cr8 = sregs->cr8;
 	env->efer = sregs->efer;
 	t->apic_base = sregs->apic_base;
 	unicorn.update_cr4(env, sregs->cr4);
