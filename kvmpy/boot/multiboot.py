@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from kvmpy.boot import start
+from kvmpy.boot import bios_data, start
 from kvmpy.boot.layout import FOUR_GIB, PAGE, Layout
 from kvmpy.boot.memory_map import lower_kib, memory_map, upper_kib
 from kvmpy.boot.multiboot_info import Info
@@ -54,6 +54,7 @@ def load(data: bytes, options: BootOptions) -> Payload:
     info.areas = memory_map(layout.ram)
     address = layout.find(info.size, "the Multiboot information", low=0x9000)
     chunks.append(Chunk(address, info.build(address)))
+    chunks += bios_data.chunks(layout, layout.ram)
     state = start.protected(entry, layout)
     state.regs.update(rax=BOOT_MAGIC, rbx=address)
     return Payload("multiboot", chunks, state, notes)
