@@ -97,10 +97,8 @@ class Interrupts:
 
     def edit_cpuid(self, table: CpuidTable) -> CpuidTable:
         """What the CPUID instruction says of the local APIC: an xAPIC, with the TSC deadline where it can be."""
-        table.hide("x2apic")
-        if self.tsc_khz and table.has("apic"):
-            table.force("tsc_deadline_timer")
-        return table
+        table.hide("x2apic", "tsc_deadline_timer")
+        return table.force("tsc_deadline_timer") if self.tsc_khz else table
 
     def start(self) -> None:
         """A run begins: what came while there was none is seen to at the first entry."""
