@@ -1,4 +1,4 @@
-"""The laboratory at work: every sample is accounted for, what can't be measured says why, and Ctrl-C leaves a report."""
+"""The laboratory at work: every sample is counted, what can't be measured says why, and Ctrl-C leaves a report."""
 
 from __future__ import annotations
 
