@@ -17,14 +17,17 @@ from kvmpy.machine.paravirt import Paravirt
 from kvmpy.machine.pc import Pc
 
 REASONS = {"halt": "halt", "exit": "exit", "crash": "crash", "never": "timeout"}
+# What Bochs 2.7 gets wrong in AMD-V only.
+WRONG_IN_BOCHS = {
+    "real-echo": "Bochs doesn't deliver an interrupt that is pending before STI, HLT",
+    "crash": "Bochs ends at a guest's triple fault instead of leaving the guest",
+}
 
 
 @cases(*EXPECTED)
 def test_bundled_guest(host: Host, case: str) -> None:
-    if case == "real-echo":
-        host.avoid(
-            "amd-bochs", because="Bochs 2.7 doesn't deliver an interrupt that is pending before STI, HLT"
-        )
+    if case in WRONG_IN_BOCHS:
+        host.avoid("amd-bochs", because=WRONG_IN_BOCHS[case])
     expected, status, ends = EXPECTED[case]
     output = bytearray()
     irqchip = bundled.find(case).needs["irqchip"]
@@ -34,6 +37,6 @@ def test_bundled_guest(host: Host, case: str) -> None:
         Paravirt(machine, output.extend)
     machine.load(case)
     pc.serial.receive(INPUT.get(case, b""))
-    result = machine.run(timeout=0.5 if ends == "never" else 50)
+    result = machine.run(timeout=0.5 if ends == "never" else 20)
     assert bytes(output) == expected
     assert (result.reason, result.status) == (REASONS[ends], status)

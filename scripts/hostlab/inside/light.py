@@ -115,7 +115,8 @@ class Runner:
         frame = error.__traceback__
         last = None
         while frame is not None:
-            if Path(frame.tb_frame.f_code.co_filename).parent == self._directory:
+            code = frame.tb_frame.f_code
+            if Path(code.co_filename).parent == self._directory and code.co_name != "<module>":
                 last = frame
             frame = frame.tb_next
         if last is not None:
