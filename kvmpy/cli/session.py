@@ -119,8 +119,8 @@ class Session:
         )
 
     def _irqchip(self, guest: Bundled | None, data: bytes | None, cpus: int) -> str:
-        """A guest that comes as flat bytes and ends with HLT wants none; firmware and kernels expect a PC's, wherever the
-        engine has it."""
+        """A guest that comes as flat bytes and ends with HLT wants none; firmware and kernels expect a PC's, wherever
+        the engine has it."""
         chosen = str(self.options["irqchip"])
         if chosen != "auto":
             return chosen

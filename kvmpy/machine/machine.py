@@ -43,7 +43,7 @@ IRQCHIPS = ("none", "user", "kernel", "split")
 MAX_CPUS = 255
 DEFAULT_RING = 1 << 16
 TICK = 0.02
-"""Seconds between two looks at whether halted vCPUs can ever wake up again."""
+"""Seconds between two looks at whether halted vCPUs can ever wake up again, or whether a signal came."""
 
 
 class Machine(Owned):
@@ -336,9 +336,19 @@ class Machine(Owned):
         """A vCPU that halts stays in the kernel, and one has to look whether it can ever wake up."""
         return self.irqchip in ("kernel", "split")
 
+    @property
+    def _wants_ticks(self) -> bool:
+        """Whether this thread's vCPU has to come back every TICK. One whose engine is in this process doesn't leave its
+        guest for a signal as KVM_RUN does, and Python can only handle signals on the main thread, between two of its
+        own instructions."""
+        if len(self.cpus) > 1:
+            return False
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        return self._sleeps_in_kernel or (not self.engine.in_kernel and on_main_thread)
+
     def _run_here(self, cpu: Cpu, timeout: float | None) -> None:
         deadline = time.monotonic_ns() + int(timeout * 1e9) if timeout is not None else 0
-        tick = int(TICK * 1e9) if self._sleeps_in_kernel and len(self.cpus) == 1 else 0
+        tick = int(TICK * 1e9) if self._wants_ticks else 0
         clock = time.thread_time()
         timers = self._timers if cpu.index == 0 else None
         try:
@@ -470,6 +480,8 @@ class Machine(Owned):
 
     def tick(self, cpu: Cpu) -> None:
         """A look at a vCPU whose interrupts come from the kernel: HLT with interrupts off is for ever."""
+        if not self._sleeps_in_kernel:
+            return
         if cpu.asleep_for_good():
             self.halted(cpu)
         else:

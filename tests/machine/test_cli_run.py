@@ -41,6 +41,11 @@ def any_engine() -> None:
         pytest.skip(str(error))
 
 
+def needs_vcpus(engine: str, count: int) -> None:
+    if open_engine(engine).max_vcpus < count:
+        pytest.skip(f"engine {engine} has {open_engine(engine).max_vcpus} vCPU, {count} are needed")
+
+
 def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
     """The only thing said on stderr, without what marks it as kvmpy's."""
     text = result.stderr.decode()
@@ -59,6 +64,7 @@ def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
     ],
 )
 def test_guest_runs(command: Any, engine: str, image: str, status: int, output: bytes) -> None:
+    needs_vcpus(engine, 2 if image == "smp-hello" else 1)
     result = command("run", image, "--engine", engine)
     assert (result.returncode, result.stdout, result.stderr) == (status, output, b"")
 
@@ -190,6 +196,7 @@ def test_serial_to_a_file(command: Any, engine: str, tmp_path: Path) -> None:
 def test_a_signal_stops_the_guest_and_the_report_is_whole(
     command: Any, engine: str, tmp_path: Path, number: signal.Signals, cpus: str
 ) -> None:
+    needs_vcpus(engine, int(cpus))
     report, trace = tmp_path / "report", tmp_path / "trace"
     with command.start(
         "run", "real-echo", "--engine", engine, "--cpus", cpus, "--report", str(report), "--trace", str(trace),

@@ -13,9 +13,7 @@ from kvmpy.cli.session import Session
 from kvmpy.cli.signals import Signals
 
 
-def remarks(
-    capfd: pytest.CaptureFixture[str], engine: str, notes: tuple[str, ...] = (), **options: Any
-) -> str:
+def remarks(capfd: pytest.CaptureFixture[str], used: str, notes: tuple[str, ...] = (), **options: Any) -> str:
     machine: Any = SimpleNamespace(engine=SimpleNamespace(name=used))
     payload: Any = SimpleNamespace(notes=notes)
     Session("image", {"quiet": False, "engine": "auto", **options})._remark_on(machine, payload)
