@@ -85,6 +85,7 @@ struct kvmpy_translate {
 	void *unicorn, *cpu;
 	struct unicorn_cpu *env;
 	uint32_t attention;		/* enum translate_attention, atomic */
+	uint64_t blocks;		/* that have begun */
 
 	/* Stacks. */
 	void *host_sp, *guest_sp;
@@ -108,7 +109,7 @@ struct kvmpy_translate {
 
 	/* MMIO accesses of the running instruction. */
 	struct {
-		uint64_t rip, rcx;		/* of that instruction */
+		uint64_t rip, block;		/* of that instruction */
 		uint32_t count, replay;		/* accesses done; of these, given again so far */
 		uint64_t next;			/* address and number of bytes still to come of a split write */
 		uint32_t left;
@@ -177,6 +178,12 @@ static inline int translate_tlb(const struct kvmpy_translate *t)
 static inline int translate_system_tlb(const struct kvmpy_translate *t)
 {
 	return t->env->mode & MODE_SMAP ? 0 : 2;
+}
+
+/* Whether an instruction that was left in the middle of its MMIO is about to begin again. */
+static inline bool translate_again(const struct kvmpy_translate *t, uint64_t block)
+{
+	return t->mmio.replay < t->mmio.count && t->mmio.block == block && t->mmio.rip == t->env->rip;
 }
 
 /* translate_stack.c */

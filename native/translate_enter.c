@@ -151,7 +151,6 @@ void translate_complete(struct kvmpy_translate *t)
 		break;
 	case WAIT_MMIO:
 		translate_record_mmio(t);
-		t->mmio.replay = 0;
 		break;
 	case WAIT_RDMSR:
 	case WAIT_WRMSR:
@@ -199,7 +198,7 @@ static int prepare(struct kvmpy_translate *t)
 	translate_complete(t);
 	if (wrote)
 		translate_forget_written(t);
-	return stop && t->mmio.replay == t->mmio.count ? -EINTR : 0;
+	return stop && !translate_again(t, t->blocks + 1) ? -EINTR : 0;
 }
 
 static void leave_word(struct kvmpy_translate *t)

@@ -99,6 +99,9 @@ static void deliver_pending(struct kvmpy_translate *t)
 
 static void __attribute__((noinline)) attend(struct kvmpy_translate *t)
 {
+	/* An instruction that was left in the middle is no place for an event, nor to stop. */
+	if (translate_again(t, t->blocks))
+		return;
 	if (translate_stop_asked(t))
 		translate_stop(t, -EINTR);
 	if (t->attention & ATTENTION_WROTE) {
@@ -124,6 +127,7 @@ static void on_block(void *engine, uint64_t pc, uint32_t size, void *user)
 	(void)engine;
 	(void)pc;
 	(void)size;
+	t->blocks++;
 	if (unlikely(t->run->immediate_exit | t->attention))
 		attend(t);
 }

@@ -20,18 +20,27 @@ static bool same(const struct translate_access *a, const struct translate_access
 	return a->gpa == b->gpa && a->size == b->size && a->is_write == b->is_write;
 }
 
-/* Whether the access belongs to an instruction that has done others: after this, mmio.done is of this instruction. */
-static bool in_the_middle(struct kvmpy_translate *t, const struct translate_access *access)
+/*
+ * Whether the running instruction has done other accesses: after this, mmio.done is of this one. Between two runs of the
+ * same instruction a block begins.
+ */
+static bool in_the_middle(struct kvmpy_translate *t)
 {
-	uint64_t rip = t->env->rip, rcx = t->env->regs[1];
+	bool known = t->mmio.rip == t->env->rip && t->mmio.block == t->blocks;
 
-	if (t->mmio.count && t->mmio.rip == rip && t->mmio.rcx == rcx && t->mmio.count < TRANSLATE_ACCESSES &&
-	    (t->mmio.replay < t->mmio.count || !same(&t->mmio.done[0], access)))
-		return true;
-	t->mmio.rip = rip;
-	t->mmio.rcx = rcx;
-	t->mmio.count = t->mmio.replay = 0;
-	return false;
+	t->mmio.rip = t->env->rip;
+	t->mmio.block = t->blocks;
+	if (!known || t->mmio.count == TRANSLATE_ACCESSES)
+		t->mmio.count = t->mmio.replay = 0;
+	return t->mmio.count;
+}
+
+/* The instruction that is left in the middle will be begun again, and then not do its accesses twice. */
+static void begin_again(struct kvmpy_translate *t)
+{
+	t->mmio.block = t->blocks + 1;	/* it is the first in its block then */
+	t->mmio.replay = 0;
+	t->mmio.left = t->mmio.beyond = 0;
 }
 
 static void record(struct kvmpy_translate *t)
@@ -46,6 +55,7 @@ void translate_record_mmio(struct kvmpy_translate *t)
 	if (!t->mmio.last.is_write)
 		memcpy(t->mmio.last.data, t->run->mmio.data, t->mmio.last.size);
 	record(t);
+	begin_again(t);
 }
 
 static bool replayed(struct kvmpy_translate *t)
@@ -96,7 +106,7 @@ static void access_hole(struct kvmpy_translate *t, uint64_t gpa, uint32_t size, 
 	last->size = size < here ? size : here;
 	last->is_write = is_write;
 	memcpy(last->data, &value, 8);
-	middle = in_the_middle(t, last);
+	middle = in_the_middle(t);
 	if (unlikely(replayed(t)))
 		return;
 	if (unlikely(!kvmpy_try_rule(t->vcpu, KVM_EXIT_MMIO, KVMPY_MMIO, gpa, last->data, last->size, is_write)))
@@ -146,8 +156,8 @@ static bool on_nothing(void *engine, int type, uint64_t gpa, int size, int64_t v
 	(void)value;
 	if (translate_open_hole(t, gpa))
 		return false;
-	t->mmio.replay = 0;
-	t->mmio.left = t->mmio.beyond = 0;
+	if (in_the_middle(t))
+		begin_again(t);
 	unicorn.leave_code(t->cpu);
 }
 

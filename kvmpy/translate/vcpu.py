@@ -79,6 +79,10 @@ class Vcpu:
 
     def __del__(self) -> None:
         if getattr(self, "_state", ffi.NULL) != ffi.NULL:
+            import sys
+
+            if sys.meta_path is None:  # the interpreter is going: nothing can be imported any more
+                return
             import warnings
 
             warnings.warn(

@@ -1,4 +1,4 @@
-"""Exceptions, interrupts and system calls on the translate engine, against what the manuals say. No machine around it."""
+"""Exceptions, interrupts and system calls on the translate engine: what the manuals say. No machine around it."""
 
 from __future__ import annotations
 

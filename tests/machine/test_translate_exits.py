@@ -128,7 +128,8 @@ def test_mmio_accesses_have_their_width(instruction: str, accesses: list[tuple[b
 
 
 def test_mmio_values_reach_the_guest_and_come_from_it() -> None:
-    code = f"mov ebx, {HOLE}\n mov rcx, [rbx+3]\n lea rdx, [rcx+1]\n mov [rbx+9], rdx\n mov eax, [rbx]\n mov [rbx+8], ax\n hlt"
+    code = f"mov ebx, {HOLE}\n mov rcx, [rbx+3]\n lea rdx, [rcx+1]\n mov [rbx+9], rdx"
+    code += "\n mov eax, [rbx]\n mov [rbx+8], ax\n hlt"
     with Guest(code) as guest:
         guest.enter()
         guest.answer(bytes(range(0x11, 0x99, 0x11)))
@@ -328,7 +329,7 @@ def test_cpuid_comes_from_the_table() -> None:
 
 def test_cpuid_hides_what_the_translator_lacks() -> None:
     table = {entry[:2]: entry[3:] for entry in system().get_supported_cpuid()}
-    eax, ebx, ecx, edx = table[1, 0]
+    ecx = table[1, 0][2]
     assert not ecx & (1 << 28 | 1 << 12 | 1 << 29)  # AVX, FMA, F16C
     assert ecx >> 31  # a hypervisor
     assert not table[7, 0][1] & 1 << 5  # AVX2

@@ -33,8 +33,8 @@ IO, HYPERCALL, DEBUG, HLT, MMIO, IRQ_WINDOW, SHUTDOWN, INTERNAL_ERROR, RDMSR, WR
     29,
     30,
 )
-REGISTERS = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags".split()
-SEGMENT = "base limit selector type present dpl db s l g avl unusable".split()
+REGISTERS = [name for name, _ in ffi.typeof("struct kvm_regs").fields or []]
+SEGMENT = ("base", "limit", "selector", "type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable")
 
 
 def system() -> System:
@@ -64,7 +64,7 @@ class Seen(NamedTuple):
     is_write: bool = False
     address: int = 0
     size: int = 0
-    count: int = 1
+    elements: int = 1
     data: bytes = b""
 
 
@@ -165,14 +165,14 @@ class Guest:
 
     def to_halt(self, limit: int = 100) -> list[Seen]:
         """All exits before HLT; reads get zeros."""
-        exits = []
+        exits: list[Seen] = []
         for _ in range(limit):
             seen = self.enter()
             if seen.reason == HLT:
                 return exits
             exits.append(seen)
             if seen.reason in (IO, MMIO) and not seen.is_write:
-                self.answer(bytes(seen.size * seen.count))
+                self.answer(bytes(seen.size * seen.elements))
         raise AssertionError(f"no HLT: {exits[-3:]}")
 
 
