@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from kvmpy.boot import bundled
 from kvmpy.cli import COMMANDS
 from kvmpy.errors import EngineError
 from kvmpy.machine.engine import open_engine
@@ -19,7 +18,6 @@ from kvmpy.machine.engine import open_engine
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NUMBERS = {"twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16}
 
 
 def blocks(kind: str) -> list[str]:
@@ -53,12 +51,6 @@ def test_what_the_commands_print(any_engine: None, command: Any) -> None:
 
 def test_every_command_is_listed() -> None:
     assert re.findall(r"^\| `kvmpy (\w+)", README, re.MULTILINE) == list(COMMANDS)
-
-
-def test_the_number_of_guests_is_right() -> None:
-    count = len(bundled.names())
-    assert [NUMBERS[word] for word in re.findall(r"with (\w+) tiny guests", README)] == [count]
-    assert {int(number) for number in re.findall(r"the (\d+) bundled guests", README)} == {count}
 
 
 @pytest.mark.parametrize("page", PAGES)
