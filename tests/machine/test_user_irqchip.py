@@ -675,3 +675,53 @@ def test_a_character_timeout_takes_its_time(machines: Machines) -> None:
     ((line, level, when),) = seen
     assert (line, level) == (4, True)
     assert when - sent >= 4 * pc.serial.character_time / 1e9
+
+
+@pytest.mark.kvmpy(irqchip="kernel", cpus=2)
+def test_the_rtc_ticks_with_two_vcpus(guest: Guest) -> None:
+    test_the_rtc_ticks_through_the_slave(guest)
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("asleep", [True, False])
+def test_no_edge_from_another_thread_is_lost(guest: Guest, asleep: bool) -> None:
+    """Each is waited for before the next: one that is lost would be the last."""
+    rounds = 300
+    ready = threading.Event()
+    guest.ports.on_write(0x98)(lambda offset, value, size: ready.set())
+    start(
+        guest,
+        f"""
+        pics    0xef
+        mov     ebp, {rounds}
+        out     0x98, al
+1:      cli
+        cmp     ticks, ebp
+        jae     2f
+        sti
+        {"hlt" if asleep else "now_"}
+        jmp     1b
+2:      leave_  0
+        """,
+    )
+    ticks = guest.symbols["ticks"]
+    failed = []
+
+    def drive() -> None:
+        ready.wait(LONG_ENOUGH)
+        for number in range(1, rounds + 1):
+            guest.machine.set_irq(4, True)
+            guest.machine.set_irq(4, False)
+            deadline = time.monotonic() + LONG_ENOUGH / 2
+            while int.from_bytes(guest.memory.read(ticks, 4), "little") < number:
+                if time.monotonic() > deadline:
+                    failed.append(number)
+                    guest.machine.stop()
+                    return
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    run = guest.run(timeout=LONG_ENOUGH)
+    thread.join()
+    assert failed == []
+    assert (run.reason, word(guest, "ticks")) == ("exit", rounds)
