@@ -74,6 +74,11 @@ def _choice(*names: str) -> click.Choice[str]:
     "--strict", is_flag=True, help="An access to a port or address nobody owns is an error (status 120)."
 )
 @click.option("--qemu-exit", is_flag=True, help="Exit as QEMU's isa-debug-exit: 2n+1 for a guest's n.")
+@click.option(
+    "--persona",
+    type=_choice("kvm", "kvmpy", "none", "hyperv", "xen"),
+    help="Which hypervisor CPUID shows.  [default: KVM, or the engine's own]",
+)
 @click.option("--paravirt", is_flag=True, help="Serve kvmpy's hypercalls, as bundled guests use them.")
 @click.option("--stats", is_flag=True, help="Print a table of exits on stderr.")
 @click.option("--report", "report_path", metavar="FILE", help="Write a report of the run as JSON.")

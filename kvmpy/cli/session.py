@@ -54,6 +54,10 @@ class Session:
                 from kvmpy.machine.paravirt import Paravirt
 
                 Paravirt(machine, console.write, lambda status: pc.exit.write(0, status, 4))
+            if self.options.get("persona"):
+                from kvmpy.machine.personas import choose
+
+                choose(machine, self.options["persona"])
             payload = machine.load(self.image if data is None else data, **self._boot_options())
             self._remark_on(machine, payload)
             console.receive, console.quit = pc.serial.receive, machine.stop
