@@ -23,7 +23,10 @@ COMMANDS = {
     "images": ("kvmpy.cli.images", "List the bundled guests."),
     "info": ("kvmpy.cli.info", "Say what this host can do, and what would help it do more."),
     "bench": ("kvmpy.cli.bench", "Measure what exits cost."),
-    "compare": ("kvmpy.cli.compare", "Run a guest on every engine in step, or compare ways of doing the same."),
+    "compare": (
+        "kvmpy.cli.compare",
+        "Run a guest on every engine in step, or compare ways of doing the same.",
+    ),
 }
 
 

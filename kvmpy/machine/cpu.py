@@ -81,6 +81,12 @@ class RegisterSet:
             setattr(self, name, value)
 
 
+def fresh(registers: RegisterSet) -> Any:
+    """The kernel's struct behind a register set, with the vCPU's values in it: quicker to read many from."""
+    registers._bank.fetch()
+    return registers._data
+
+
 class _Bank:
     """Where a register set's values are, and whether they are the vCPU's."""
 

@@ -20,6 +20,7 @@ A guest gets here in one of two ways, and finds out by CPUID which (:mod:`kvmpy.
 from __future__ import annotations
 
 from kvmpy.errors import DeviceError, GuestMemoryError, UsageError
+from kvmpy.machine.cpu import fresh
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,11 +169,11 @@ class Hypercalls:
     def write(self, offset: int, value: int, size: int) -> None:
         """Somebody rings: a hypercall of the vCPU on whose thread this is, by its registers. The value is ignored."""
         cpu = self.machine.current_cpu()
-        regs, sregs = cpu.regs, cpu.sregs
+        regs, sregs = fresh(cpu.regs), fresh(cpu.sregs)
         long = bool(sregs.efer & (1 << 10) and sregs.cs.l)
         arguments = (regs.rbx, regs.rcx, regs.rdx, regs.rsi)
         # The OUT is done whatever comes of it; RIP is past it when the vCPU goes on.
-        regs.rax = self.call(cpu, regs.rax, arguments, long, _ring(sregs))
+        cpu.regs.rax = self.call(cpu, regs.rax, arguments, long, _ring(sregs))
 
 
 def _ring(sregs: Any) -> int:
