@@ -33,3 +33,9 @@ def test_fast_path_examples() -> None:
     source = examples("fast-path.md")
     assert source.count("kvmpy.Machine(") == 5
     exec(compile(source, str(DOCS / "fast-path.md"), "exec"), {"__name__": "fast_path"})
+
+
+def test_paravirtual_examples() -> None:
+    source = examples("paravirtual.md")
+    assert source.count("kvmpy.Machine(") == 2
+    exec(compile(source, str(DOCS / "paravirtual.md"), "exec"), {"__name__": "paravirtual"})
