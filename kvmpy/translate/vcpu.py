@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from errno import EINVAL
 
 from kvmpy._native import ffi, lib
@@ -79,9 +80,7 @@ class Vcpu:
 
     def __del__(self) -> None:
         if getattr(self, "_state", ffi.NULL) != ffi.NULL:
-            import sys
-
-            if sys.meta_path is None:  # the interpreter is going: nothing can be imported any more
+            if sys.is_finalizing():  # nothing can be imported any more, and the process's end frees it
                 return
             import warnings
 
