@@ -20,8 +20,8 @@ def csv(report: dict[str, Any]) -> str:
     parts = ("out", "handler", "in")
     out.writerow(
         ["kind", "group", "engine", "samples", "interrupted", *(f"{name}_cycles" for name in STATISTICS),
-         *(f"{name}_ns" for name in STATISTICS), *(f"{name}_p50_ns" for name in parts), "floor_p50_ns", "floor_ratio",
-         "floor_ratio_low", "floor_ratio_high"]
+         *(f"{name}_ns" for name in STATISTICS), "p50_net_ns", *(f"{name}_p50_ns" for name in parts),
+         "floor_p50_ns", "floor_ratio", "floor_ratio_low", "floor_ratio_high"]
     )  # fmt: skip
     for result in report["results"]:
         split, floor = result["split"], result.get("floor")
@@ -29,6 +29,7 @@ def csv(report: dict[str, Any]) -> str:
         out.writerow(
             [result["kind"], result["group"], result["engine"], result["samples"], result["interrupted"],
              *(result["cycles"][name] for name in STATISTICS), *(result["ns"][name] for name in STATISTICS),
+             (result.get("net") or {}).get("p50_ns", ""),
              *(split[name]["ns"]["p50"] if split else "" for name in parts), floor["ns"]["p50"] if floor else "",
              *(f"{ratio[name]:.5f}" if ratio else "" for name in ("value", "low", "high"))]
         )  # fmt: skip

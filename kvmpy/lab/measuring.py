@@ -165,6 +165,7 @@ class Laboratory:
         self.elapsed = 0.0
         self._progress = progress
         self._end = 0.0
+        self._planned = settings.rounds
         self._allowed = os.sched_getaffinity(0)
         self._kept: dict[tuple[str, str, bool], Any] = {}
         self._slow: set[tuple[str, str, bool]] = set()
@@ -328,6 +329,7 @@ class Laboratory:
             self.rounds_done = done + 1
             spent = time.monotonic() - now
             rounds, slot = self._plan(done + 1, rounds, slot, slots, spent)
+            self._planned = rounds
 
     def _plan(self, done: int, rounds: int, slot: float, slots: int, spent: float) -> tuple[int, float]:
         """How many rounds there will be, and how long a slot of the next one is."""
@@ -343,13 +345,14 @@ class Laboratory:
     def _round(self, result: Result, seconds: float, number: int) -> None:
         """One kind beside its floor, in slices that take turns: what lasts longer than a slice slows both."""
         kind, bench = result.kind, self.benches[result.engine]
+        samples = (self.settings.samples - result.total.total) // max(self._planned - number, 1)
         self._pin(kind)
         trials: list[Trial] = []
         try:
             for floor in (False,) if result.floor_missing else (False, True):
                 trials.append(self._trial(kind, bench, floor))
             before = trials[0].stats()
-            rounds, ratios = self._slices(kind, trials, seconds, number)
+            rounds, ratios = self._slices(kind, trials, seconds, number, samples)
             after = trials[0].stats()
         except KvmpyError as error:
             self.warnings.append(f"{kind.name} on {result.engine}, round {number + 1}: {error}")
@@ -362,12 +365,11 @@ class Laboratory:
         result.add(number, rounds[0], rounds[1] if len(rounds) > 1 else None, ratios)
 
     def _slices(
-        self, kind: Kind, trials: list[Trial], seconds: float, number: int
+        self, kind: Kind, trials: list[Trial], seconds: float, number: int, samples: int
     ) -> tuple[list[Round], list[float]]:
-        """Rounds of all trials, and the ratio of the first's median to the second's in each slice."""
+        """Rounds of all trials, of ``samples`` if there is time; the ratio of the first two's medians in each slice."""
         slices = min(max(int(seconds / SLICE), 1), SLICES) if len(trials) > 1 else 1
-        chunk = getattr(kind.what, "chunk", 1)
-        most = max(-(-self.settings.samples // (self.settings.rounds * chunk * slices)), 1)
+        most = max(-(-samples // (getattr(kind.what, "chunk", 1) * slices)), 1)
         rounds, ratios = [Round() for _ in trials], []
         for at in range(slices):
             medians = [0] * len(trials)

@@ -116,9 +116,9 @@ def _distributions(results: list[dict[str, Any]], report: dict[str, Any]) -> str
     for power in range(low, high + 1):
         at = x(10.0**power)
         lines.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{y(0):.1f}"/>')
-        lines.append(
-            f'<text x="{at:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{text.nanoseconds(10.0**power)}</text>'
-        )
+        anchor = "end" if power == high else "middle"
+        words = text.nanoseconds(10.0**power)
+        lines.append(f'<text x="{at:.1f}" y="{HEIGHT - 18}" text-anchor="{anchor}">{words}</text>')
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         lines.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 10}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>'

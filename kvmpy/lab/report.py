@@ -12,6 +12,7 @@ import time
 
 from kvmpy.errors import UsageError
 from kvmpy.lab.histogram import Histogram, HistogramError
+from kvmpy.lab.kinds import Guest
 from kvmpy.lab.trial import PARTS
 
 TYPE_CHECKING = False
@@ -40,7 +41,7 @@ def build(lab: Laboratory) -> dict[str, Any]:
     """The report of a run."""
     from kvmpy.lab.quiet import checks
 
-    settings = lab.settings
+    settings, overhead = lab.settings, _overhead(lab)
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -59,11 +60,11 @@ def build(lab: Laboratory) -> dict[str, Any]:
             "stamps": {engine: bench.image.stamp for engine, bench in lab.benches.items()},
             "elapsed": round(lab.elapsed, 3),
         },
-        "clock": {**lab.clock, "overhead": _overhead(lab)},
+        "clock": {**lab.clock, "overhead": overhead},
         "fingerprint": lab.fingerprint,
         "load": lab.load,
         "quiet": [check.as_dict() for check in checks()],
-        "results": [_result(result, lab.clock["hz"]) for result in lab.results],
+        "results": [_result(result, lab.clock["hz"], overhead) for result in lab.results],
         "unavailable": [
             {"kind": kind, "engine": engine, "reason": reason} for kind, engine, reason in lab.unavailable
         ],
@@ -90,7 +91,7 @@ def _numbers(histogram: Histogram, hz: float) -> dict[str, Any]:
     }
 
 
-def _result(result: Result, hz: float) -> dict[str, Any]:
+def _result(result: Result, hz: float, overhead: dict[str, Any]) -> dict[str, Any]:
     parts = result.parts
     return {
         "kind": result.kind.name,
@@ -98,6 +99,7 @@ def _result(result: Result, hz: float) -> dict[str, Any]:
         "engine": result.engine,
         "summary": result.kind.summary,
         **_numbers(result.total, hz),
+        "net": _net(result, hz, overhead),
         "interrupted": result.interrupted.total,
         "interrupted_histogram": result.interrupted.encode(),
         "split": {name: _numbers(parts[name], hz) for name in PARTS} if parts["out"].total else None,
@@ -110,6 +112,15 @@ def _result(result: Result, hz: float) -> dict[str, Any]:
             "tracepoints": result.trace,
         },
     }
+
+
+def _net(result: Result, hz: float, overhead: dict[str, Any]) -> dict[str, float] | None:
+    """The median without the stamps' own, for guests' loops: what compares with a mean over a loop, as vmexit's."""
+    own = overhead.get(result.engine)
+    if own is None or not result.total.total or not isinstance(result.kind.what, Guest):
+        return None
+    cycles = max(result.total.percentile(50) - own["cycles"], 0)
+    return {"p50_cycles": cycles, "p50_ns": round(cycles * 1e9 / hz, 1)}
 
 
 def _floor(result: Result, hz: float) -> dict[str, Any] | None:

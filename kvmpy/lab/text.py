@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvmpy.lab.histogram import Histogram
 from kvmpy.lab.report import histogram_of
 
 TYPE_CHECKING = False
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kvmpy.lab.compare import Comparison
-    from kvmpy.lab.histogram import Histogram
 
 BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 12
@@ -47,7 +47,8 @@ def sparkline(histogram: Histogram, columns: int = COLUMNS) -> str:
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """A table for each group of kinds; an engine's column only where there are several."""
+    """A table for each group of kinds; an engine's column only where there are several. A median in parentheses is of
+    samples in which the scheduler took the CPU away, where there are no others."""
     from rich import box
     from rich.table import Table
 
@@ -63,16 +64,17 @@ def tables(report: dict[str, Any]) -> list[Table]:
             table.add_column(column, justify="right", no_wrap=True, min_width=7)
         table.add_column("min to p99.9", no_wrap=True)
         for result in (r for r in report["results"] if r["group"] == group):
-            table.add_row(*_row(result, several))
+            table.add_row(*_row(result, several, report["clock"]["hz"]))
         found.append(table)
     return found
 
 
-def _row(result: dict[str, Any], several: bool) -> list[str]:
+def _row(result: dict[str, Any], several: bool, hz: float) -> list[str]:
     ns = result["ns"]
     cells = [result["kind"], *([result["engine"]] if several else []), str(result["samples"])]
     if not result["samples"]:
-        return [*cells, *[""] * 5, "all interrupted"]
+        middle = Histogram.decode(result["interrupted_histogram"]).percentile(50) * 1e9 / hz
+        return [*cells, "", f"({nanoseconds(middle)})", "", "", "", "all interrupted"]
     cells += [nanoseconds(ns[name]) for name in ("min", "p50", "p99", "p99.9")]
     floor = result.get("floor")
     ratio = floor and floor["ratio"]

@@ -39,13 +39,13 @@ def side(
 def test_the_same_is_no_different_95_times_of_100() -> None:
     wrong = sum(
         any(line.verdict != SAME for line in Comparison(side(n), side(n + 1000), resolution=0.0).lines)
-        for n in range(60)
+        for n in range(30)
     )
-    assert wrong <= 6
+    assert wrong <= 4
 
 
 def test_five_percent_are_found_and_nothing_else() -> None:
-    for seed in range(20):
+    for seed in range(10):
         lines = Comparison(side(seed), side(seed + 1000, factor=1.05)).lines
         assert [line.kind for line in lines if line.verdict == SLOWER] == ["kind0"], seed
         assert not any(line.verdict == FASTER for line in lines)
