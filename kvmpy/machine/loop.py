@@ -225,18 +225,23 @@ def skip(machine: Machine, cpu: Cpu) -> bool:
     """Goes on past the access or exit that a handler failed at: a write is dropped, a read gives all ones."""
     code, cpu.unfinished = cpu.unfinished, NOTHING
     if code > 0:
-        cpu.access[VALUE] = (1 << (8 * cpu.access[SIZE])) - 1
+        _skip_access(cpu)
     elif code == lib.KVMPY_ELEMENTS:
         _skip_elements(cpu, cpu.access[COUNT] if _takes_whole(machine, cpu) else min(cpu.access[COUNT], 1))
     elif code == lib.KVMPY_HANDLER_FAILED and cpu.native.pending == lib.KVMPY_GO_ON:
         _skip_elements(cpu, 1)
     elif code == lib.KVMPY_HANDLER_FAILED:
-        cpu.access[VALUE] = (1 << (8 * cpu.access[SIZE])) - 1
+        _skip_access(cpu)
         cpu.native.pending = lib.KVMPY_ANSWER
     elif code == lib.KVMPY_COALESCED:
         machine.bus.kernel_places().forget_one()
         cpu.unfinished = code  # the others
     return code != NOTHING
+
+
+def _skip_access(cpu: Cpu) -> None:
+    if not cpu.access[IS_WRITE]:
+        cpu.access[VALUE] = (1 << (8 * cpu.access[SIZE])) - 1
 
 
 def _skip_elements(cpu: Cpu, count: int) -> None:
