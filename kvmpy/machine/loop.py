@@ -49,6 +49,7 @@ def dispatch(machine: Machine, cpu: Cpu) -> None:
             with machine.guard:
                 OTHERS[code](machine, cpu)
                 code = NOTHING
+        _keep(cpu, code)  # another vCPU ended the run before this one began
     except BaseException as error:
         _keep(cpu, cpu.unfinished or code)
         if cpu.unfinished:
