@@ -52,7 +52,8 @@ struct kvmpy_rule {
 struct kvmpy_range {
 	uint64_t first, last;
 	struct kvmpy_rule *rule;
-	uint64_t id;
+	uint32_t id;
+	uint32_t whole;		/* its owner in Python takes string I/O in one piece: 1 reads, 2 writes */
 };
 
 struct kvmpy_space_table {

@@ -157,6 +157,13 @@ static void split(struct kvmpy_elements *e)
 	e->size = 1;
 }
 
+/* Whether all elements that are left go to Python at once. What a native handler passes on is a single access. */
+static bool takes_whole(const struct kvmpy_elements *e, const struct kvmpy_range *range)
+{
+	return range->whole & (e->is_write ? 2 : 1) && !e->span && e->count - e->done > 1 &&
+	       range->rule->kind != KVMPY_RULE_NATIVE;
+}
+
 /* An exit that is many accesses, from elements.done on; 0 when all are done. */
 static int do_elements(struct kvmpy_vcpu *vcpu)
 {
@@ -191,10 +198,12 @@ static int do_elements(struct kvmpy_vcpu *vcpu)
 			e->done++;
 			break;
 		case KVMPY_TO_PYTHON:
-			/* A native handler passes on one access, everything else the whole string. */
-			for_python(vcpu, range, address, value,
-				   e->span || range->rule->kind == KVMPY_RULE_NATIVE ? 1 : e->count - e->done);
-			return KVMPY_ELEMENTS;
+			if (takes_whole(e, range)) {
+				for_python(vcpu, range, address, value, e->count - e->done);
+				return KVMPY_ELEMENTS;
+			}
+			vcpu->pending = KVMPY_ANSWER_ONE;
+			return for_python(vcpu, range, address, value, 1);
 		case KVMPY_HANDLER_ERROR:
 			return handler_failed(vcpu, range, address, value, KVMPY_GO_ON);
 		}
@@ -498,6 +507,20 @@ static int take_answer(struct kvmpy_vcpu *vcpu)
 	return 0;
 }
 
+/* The same for an element of several. */
+static int take_element(struct kvmpy_vcpu *vcpu)
+{
+	struct kvmpy_elements *e = &vcpu->elements;
+
+	if (!e->is_write) {
+		if (unlikely(e->size < 8 && vcpu->access.value >> (8 * e->size)))
+			return KVMPY_BAD_ANSWER;
+		put(e->data + e->done * e->size, vcpu->access.value, e->size);
+	}
+	e->done++;
+	return do_elements(vcpu);
+}
+
 static int take_up(struct kvmpy_vcpu *vcpu)
 {
 	switch (vcpu->pending) {
@@ -507,6 +530,8 @@ static int take_up(struct kvmpy_vcpu *vcpu)
 		return handle(vcpu);
 	case KVMPY_GO_ON:
 		return do_elements(vcpu);
+	case KVMPY_ANSWER_ONE:
+		return take_element(vcpu);
 	}
 	return 0;
 }

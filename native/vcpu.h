@@ -28,7 +28,7 @@
 /* What kvmpy_run() returns when it isn't range_id * 2 + is_write of an access for Python. */
 enum kvmpy_stop {
 	KVMPY_EXIT = -1,	/* any other exit: look at run->exit_reason */
-	KVMPY_ELEMENTS = -2,	/* string I/O, or an access across the end of a range: see vcpu->access */
+	KVMPY_ELEMENTS = -2,	/* string I/O for an owner that takes it in one piece: see vcpu->access */
 	KVMPY_KICKED = -3,	/* see vcpu->why */
 	KVMPY_SIGNAL = -4,	/* a signal for somebody else: let Python handle it, then run again */
 	KVMPY_FAILED = -5,	/* enter() failed: vcpu->error holds errno */
@@ -44,6 +44,7 @@ enum kvmpy_pending {
 	KVMPY_ANSWER,		/* vcpu->access.value answers a read (or a write was done): take it, then enter */
 	KVMPY_HANDLE,		/* *run holds an exit nobody has looked at */
 	KVMPY_GO_ON,		/* with the elements Python didn't do */
+	KVMPY_ANSWER_ONE,	/* as KVMPY_ANSWER, for one of several elements: then go on */
 };
 
 /* Bits of vcpu->kick, and of vcpu->why once seen. */
@@ -75,7 +76,7 @@ struct kvmpy_access {
 
 /*
  * An exit that is several accesses: string I/O, all at one port (span 0); or accesses of span bytes that no single
- * range of 1, 2, 4 or 8 bytes holds, done byte by byte. Python does as many as it likes and moves done on.
+ * range of 1, 2, 4 or 8 bytes holds, done byte by byte. An owner in Python that takes a string whole moves done on.
  */
 struct kvmpy_elements {
 	uint8_t *data;		/* of element 0, in *run */

@@ -54,6 +54,7 @@ class Range:
         "owner",
         "read",
         "space",
+        "whole",
         "write",
     )
 
@@ -66,6 +67,7 @@ class Range:
         self.id = 0
         self.read: Reader | None = None
         self.write: Writer | None = None
+        self.whole = _takes_whole(owner)
         self.kernel_count = 0
         self._place = "python"
         self._rule: Rule | None = None
@@ -330,6 +332,12 @@ class _Pair:
             setattr(self, name, function)
 
 
+def _takes_whole(owner: object) -> int:
+    """Bits of struct kvmpy_range.whole."""
+    reads, writes = getattr(owner, "read_string", None), getattr(owner, "write_string", None)
+    return (1 if callable(reads) else 0) | (2 if callable(writes) else 0)
+
+
 def _name_of(owner: object) -> str:
     name = getattr(owner, "name", None) or getattr(owner, "kind", None) or getattr(owner, "__name__", None)
     return name if isinstance(name, str) else type(owner).__name__.lower()
@@ -488,6 +496,7 @@ class Bus:
             for at, range_ in enumerate(space):
                 entry = entries[at]
                 entry.first, entry.last, entry.id = range_.first, range_.last, range_.id
+                entry.whole = range_.whole
                 rule = range_.active_rule
                 entry.rule = rule.native
                 rules.append(rule)

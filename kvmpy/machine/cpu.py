@@ -170,6 +170,7 @@ class Cpu:
         self.native: Any = vcpu.native(machine.bus)
         self.access = memoryview(ffi.buffer(ffi.addressof(self.native, "access"))).cast("B").cast("Q")
         self.unfinished = 0
+        self.answer: Any = None
         self.idle = False
         self.halted = False  # sleeps outside the engine, until an interrupt in user space wakes it
         self.parked: bool = index > 0 and machine.irqchip == "none"

@@ -152,9 +152,11 @@ class KernelPlaces:
         waiting = self._undelivered
         while waiting:
             range_, offset, data = waiting[0]
-            self._bus.handlers[2 * range_.id + 1](offset, int.from_bytes(data, "little"), len(data))
+            value, size = int.from_bytes(data, "little"), len(data)
+            self._bus.handlers[2 * range_.id + 1](offset, value, size)
+            del waiting[0]  # at once, and nothing is called before: see loop._serve()
             range_.kernel_count += 1
-            self.forget_one()
+        self._bus.native.undelivered = 0
 
     def forget_one(self) -> None:
         """The oldest write that was collected isn't handed on any more."""

@@ -160,58 +160,24 @@ def _exit(machine: Machine, cpu: Cpu) -> None:
 
 
 def _elements(machine: Machine, cpu: Cpu) -> None:
-    """String I/O, or a piece of an access that no range holds alone: as many elements as one owner has."""
-    if _takes_whole(machine, cpu):
-        _string(machine, cpu)
-    else:
-        while cpu.access[COUNT]:
-            _element(machine, cpu)
-
-
-def _takes_whole(machine: Machine, cpu: Cpu) -> Any:
-    """The owner's method for a string in one piece, or None."""
-    access = cpu.access
-    owner = machine.bus.by_id.get(access[RANGE])
-    if owner is None or access[COUNT] < 2:
-        return None
-    return getattr(owner.owner, "write_string" if access[IS_WRITE] else "read_string", None)
-
-
-def _string(machine: Machine, cpu: Cpu) -> None:
-    access, elements, whole = cpu.access, cpu.native.elements, _takes_whole(machine, cpu)
+    """String I/O for an owner that takes it whole."""
+    access, elements = cpu.access, cpu.native.elements
+    owner: Any = machine.bus.by_id[access[RANGE]].owner
     size, count = access[SIZE], access[COUNT]
-    data = _data(cpu, size * count)
+    data = ffi.buffer(elements.data + elements.done * size, size * count)
     if access[IS_WRITE]:
-        whole(access[OFFSET], bytes(data), size)
+        owner.write_string(access[OFFSET], bytes(data), size)
     else:
-        answer = whole(access[OFFSET], size, count)
+        # Kept, so that it isn't asked for again if a signal handler raises before it is in its place.
+        if cpu.answer is None:
+            cpu.answer = owner.read_string(access[OFFSET], size, count)
+        answer = cpu.answer
         if not isinstance(answer, (bytes, bytearray, memoryview)) or len(answer) != size * count:
+            cpu.answer = None
             raise _bad_string(machine, cpu, answer)
         data[:] = answer
+        cpu.answer = None
     elements.done += count
-    access[COUNT] = 0
-
-
-def _element(machine: Machine, cpu: Cpu) -> None:
-    access, elements, size = cpu.access, cpu.native.elements, cpu.access[SIZE]
-    handler = machine.bus.handlers[2 * access[RANGE] + access[IS_WRITE]]
-    data = _data(cpu, size)
-    if access[IS_WRITE]:
-        handler(access[OFFSET], int.from_bytes(data, "little"), size)
-    else:
-        answer = handler(access[OFFSET], size)
-        try:
-            data[:] = int(answer.__index__()).to_bytes(size, "little")
-        except (OverflowError, AttributeError, TypeError):
-            raise bad_answer(machine, cpu) from None
-    elements.done += 1
-    access[COUNT] -= 1
-
-
-def _data(cpu: Cpu, length: int) -> Any:
-    """The bytes of the next elements, in the vCPU's shared pages."""
-    elements = cpu.native.elements
-    return ffi.buffer(elements.data + elements.done * cpu.access[SIZE], length)
 
 
 def _bad_string(machine: Machine, cpu: Cpu, answer: object) -> DeviceError:
@@ -228,12 +194,11 @@ def skip(machine: Machine, cpu: Cpu) -> bool:
     if code > 0:
         _skip_access(cpu)
     elif code == lib.KVMPY_ELEMENTS:
-        _skip_elements(cpu, cpu.access[COUNT] if _takes_whole(machine, cpu) else min(cpu.access[COUNT], 1))
-    elif code == lib.KVMPY_HANDLER_FAILED and cpu.native.pending == lib.KVMPY_GO_ON:
-        _skip_elements(cpu, 1)
+        _skip_string(cpu)
     elif code == lib.KVMPY_HANDLER_FAILED:
         _skip_access(cpu)
-        cpu.native.pending = lib.KVMPY_ANSWER
+        one = cpu.native.pending == lib.KVMPY_GO_ON
+        cpu.native.pending = lib.KVMPY_ANSWER_ONE if one else lib.KVMPY_ANSWER
     elif code == lib.KVMPY_COALESCED:
         machine.bus.kernel_places().forget_one()
         cpu.unfinished = code  # the others
@@ -245,11 +210,12 @@ def _skip_access(cpu: Cpu) -> None:
         cpu.access[VALUE] = (1 << (8 * cpu.access[SIZE])) - 1
 
 
-def _skip_elements(cpu: Cpu, count: int) -> None:
+def _skip_string(cpu: Cpu) -> None:
+    elements, length = cpu.native.elements, cpu.access[COUNT] * cpu.access[SIZE]
+    cpu.answer = None
     if not cpu.access[IS_WRITE]:
-        length = count * cpu.access[SIZE]
-        _data(cpu, length)[:] = b"\xff" * length
-    cpu.native.elements.done += count
+        ffi.memmove(elements.data + elements.done * cpu.access[SIZE], b"\xff" * length, length)
+    elements.done += cpu.access[COUNT]
 
 
 def _kicked(machine: Machine, cpu: Cpu) -> None:

@@ -109,7 +109,9 @@ class Machine(Owned):
         self._all_halted = False
         self._cpu_time = 0.0
         self._errors: list[BaseException] = []
-        self._done = threading.Event()
+        # An Event would do, were it not for signal handlers: one that calls stop() while Event.set() is at work waits
+        # for ever, one that raises in there leaves it locked.
+        self._done = threading.Lock()
         self.bus = Bus()
         self.memory = GuestMemory()
         self.vm: Any = None
@@ -371,7 +373,7 @@ class Machine(Owned):
         """A thread for each vCPU; this one waits, and keeps time for all."""
         deadline = time.monotonic() + timeout if timeout is not None else None
         self._errors.clear()
-        self._done.clear()
+        self._done.acquire(blocking=False)
         active = [cpu for cpu in self.cpus if not cpu.parked]
         threads = [
             threading.Thread(target=self._thread, args=(cpu,), name=f"vCPU {cpu.index}", daemon=True)
@@ -389,18 +391,20 @@ class Machine(Owned):
         if self._errors:
             first, *others = self._errors
             for error in others:
-                first.add_note(f"and {type(error).__name__}: {error}, {', '.join(error.__notes__)}")
+                first.add_note(
+                    f"and {type(error).__name__}: {error}, {', '.join(getattr(error, '__notes__', ()))}"
+                )
             raise first
 
     def _wait(self, active: list[Cpu], deadline: float | None) -> None:
         ticking = self._sleeps_in_kernel
-        while not self._done.is_set():
+        while self.ending is None:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 self.end("timeout")
                 return
             step = min(x for x in (left, TICK if ticking else None, 3600.0) if x is not None)
-            if not self._done.wait(step) and ticking:
+            if not self._done.acquire(timeout=step) and ticking:
                 for cpu in active:
                     kick(cpu, lib.KVMPY_KICK_TICK)
 
@@ -412,7 +416,7 @@ class Machine(Owned):
             self.end("stopped", cpu=cpu, detail=f"{type(error).__name__} in a handler")
         finally:
             if self.ending is not None:
-                self._done.set()
+                self._wake()
 
     def _join(self, threads: list[threading.Thread], active: list[Cpu]) -> None:
         """All vCPUs leave their guests; a second Ctrl-C while waiting must not leave a thread behind."""
@@ -451,7 +455,14 @@ class Machine(Owned):
                 self.ending = Ending(reason, status, None if cpu is None else cpu.index, detail, crash)
             for other in self.cpus:
                 kick(other, lib.KVMPY_KICK_STOP)
-        self._done.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Ends the wait of the thread that waits for the vCPUs' threads, if there is one."""
+        try:
+            self._done.release()
+        except RuntimeError:
+            pass  # nobody waits
 
     def crash(self, cpu: Cpu, what: str, reason: str = "crash") -> None:
         """Ends the run because ``cpu`` can't go on; keeps what a report needs."""

@@ -73,7 +73,6 @@ class World:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.calls: list[tuple[object, ...]] = []
-        self.gave_up = False  # the model's: the last call failed and was skipped
         self.move: Callable[[int | str, str], None] = lambda which, place: None
 
     @property
@@ -189,11 +188,10 @@ class Model:
                 continue
             range_ = self.owner(access.space, access.address)
             rest = access.count - done
-            if range_ is not None and rest > 1 and self._passes_on_all(range_, access, is_write):
+            if range_ is not None and rest > 1 and self._goes_whole(range_, access, is_write):
                 rest_of = slice(at.start, access.count * access.size)
-                answers = self._string(range_, access, bytes(data[rest_of]), rest, is_write)
-                data[at.start : at.start + len(answers)] = answers
-                done += len(answers) // access.size
+                data[rest_of] = self._string(range_, access, bytes(data[rest_of]), rest, is_write)
+                done += rest
                 continue
             data[at] = self._one(access.space, access.address, access.size, data[at], is_write)
             done += 1
@@ -216,27 +214,16 @@ class Model:
             return native_rule(offset, 0, size, is_write)[0] == PASS
         return False
 
-    def _passes_on_all(self, range_: _Range, access: Access, is_write: bool) -> bool:
-        """Python gets all that is left of a string, but from a native handler each element by itself."""
-        if range_.place != "python" and range_.spec.kind == "native":
+    def _goes_whole(self, range_: _Range, access: Access, is_write: bool) -> bool:
+        """A native handler passes on each element by itself."""
+        if range_.spec.device != "whole" or (range_.place != "python" and range_.spec.kind == "native"):
             return False
         return self._to_python(range_, access.address - range_.spec.first, access.size, is_write)
 
     def _string(self, range_: _Range, access: Access, data: bytes, count: int, is_write: bool) -> bytes:
-        """In Python, up to an element that is skipped."""
-        size, offset = access.size, access.address - range_.spec.first
         self._logs = self._is_logged(range_)
-        answers = b""
-        if range_.spec.device == "whole":
-            answers = self._whole(range_.spec.name, offset, size, data, count, is_write)
-        else:
-            skipped = False
-            while len(answers) < len(data) and not skipped:
-                value = int.from_bytes(data[len(answers) : len(answers) + size], "little")
-                calls = len(self.world.calls)
-                value = self._in_python(range_, offset, value, size, is_write)
-                answers += value.to_bytes(size, "little")
-                skipped = len(self.world.calls) > calls and self.world.gave_up
+        size, offset = access.size, access.address - range_.spec.first
+        answers = self._whole(range_.spec.name, offset, size, data, count, is_write)
         for at in range(0, len(answers), size):
             value = int.from_bytes(answers[at : at + size], "little")
             self._settle(range_, access.address, value, size, is_write)
@@ -257,12 +244,10 @@ class Model:
     def _ask(self, call: Callable[[], bytes], otherwise: bytes) -> bytes:
         """A handler in Python, until it succeeds or is skipped."""
         while True:
-            self.world.gave_up = False
             try:
                 return call()
             except (Boom, BadAnswer):
                 if self.world.skipped:
-                    self.world.gave_up = True
                     return otherwise
 
     def _one(self, space: int, address: int, size: int, data: bytes, is_write: bool) -> bytes:

@@ -16,6 +16,7 @@ import pytest
 from kvmpy._native import ffi, lib
 from kvmpy.errors import BusError, DeviceError, UsageError
 from kvmpy.machine.engine_stub import StubEngine, StubExit, memory_read, memory_write, port_read, port_write
+from kvmpy.machine.loop import dispatch
 from kvmpy.machine.machine import Machine
 from kvmpy.machine.rules import Drop, Native, Registers
 
@@ -267,14 +268,16 @@ def test_a_string_of_the_wrong_length(answer: Any) -> None:
 
 
 @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="not the main thread")
-@pytest.mark.parametrize("kind", ["write", "read", "string", "native"])
+@pytest.mark.parametrize("kind", ["write", "read", "string", "whole", "native", "mixed"])
 def test_no_exit_is_lost_or_done_twice_when_a_signal_handler_raises(kind: str, library: str) -> None:
-    count = 20_000
+    count = 8_000
     script = {
         "write": [port_write(0x80, b"x")],
         "read": [port_read(0x80)],
         "string": [port_write(0x80, b"abc", 1)],
+        "whole": [port_write(0x80, b"abc", 1), port_read(0x80, 1, 3)],
         "native": [port_write(0x80, b"x")],
+        "mixed": [port_write(0x80, b"x"), port_read(0x81), memory_read(0x80, 3), memory_write(0x80, b"x")],
     }[kind]
     seen = [0]
 
@@ -285,6 +288,15 @@ def test_no_exit_is_lost_or_done_twice_when_a_signal_handler_raises(kind: str, l
 
         def write(self, offset: int, value: int, size: int) -> None:
             seen[0] += 1
+
+    class Whole(Counter):
+        def read_string(self, offset: int, size: int, count: int) -> bytes:
+            answer = bytes(size * count)
+            seen[0] += count  # last, and nothing is called after it: nobody could come in between
+            return answer
+
+        def write_string(self, offset: int, data: bytes, size: int) -> None:
+            seen[0] += len(data)
 
     def interrupt(number: int, frame: object) -> None:
         raise Trouble
@@ -297,10 +309,12 @@ def test_no_exit_is_lost_or_done_twice_when_a_signal_handler_raises(kind: str, l
             if kind == "native":
                 made.ports.attach(0x7F, 2, Counter(), rule=Native(f"{library}:passes_odd")).place = "c"
             else:
-                made.ports.attach(0x80, 1, Counter())
+                made.ports.attach(0x80, 1, Whole() if kind == "whole" else Counter())
+            made.ports.attach(0x81, 1, Counter())
+            made.mmio.attach(0x80, 4, Counter())
             while True:
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, 0.0003 + interrupts % 7 * 0.0001)
+                    signal.setitimer(signal.ITIMER_REAL, 0.0002 + interrupts % 7 * 0.0001)
                     result = made.run()
                     signal.setitimer(signal.ITIMER_REAL, 0)
                     break
@@ -308,8 +322,13 @@ def test_no_exit_is_lost_or_done_twice_when_a_signal_handler_raises(kind: str, l
                     interrupts += 1
             assert result.reason == "halt"
             # A counter that was interrupted before it counted is asked again, so it must come out exactly.
-            assert seen[0] == made.ports[0x80].count == count * script[0].count
-            assert interrupts > 3
+            counts = [made.ports[0x80].count, made.ports[0x81].count, made.mmio[0x80].count]
+            assert counts[0] == count * sum(
+                exit_.count for exit_ in script if (exit_.reason, exit_.address) == (2, 0x80)
+            )
+            assert counts[1:] == ([count, 4 * count] if kind == "mixed" else [0, 0])
+            assert seen[0] == sum(counts)
+            assert interrupts > 2
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
@@ -544,6 +563,19 @@ def test_a_library_next_to_us(library: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # Several vCPUs
+
+
+def test_what_was_left_to_do_waits_for_the_next_run_if_this_one_is_over_already() -> None:
+    """As for a vCPU whose thread begins when another vCPU has ended the run."""
+    with machine(port_write(0x80, b"x")) as made:
+        device = Device()
+        made.ports.attach(0x80, 1, device)
+        with pytest.raises(Trouble):
+            made.run()
+        made.end("stopped")
+        dispatch(made, made.cpus[0])
+        made.run()
+        assert device.calls == [("write", 0, ord("x"), 1)] * 2
 
 
 def run_until(made: Machine, wanted: Callable[[], bool]) -> list[BaseException]:
