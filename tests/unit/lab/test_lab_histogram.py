@@ -68,6 +68,13 @@ def test_text_form_and_back(recorded: list[int]) -> None:
     assert again.counts == found.counts and again.total == found.total
 
 
+@given(st.dictionaries(st.integers(0, h.LENGTH - 1), st.integers(1, (1 << 62) - 1), max_size=5))
+def test_counts_of_any_size_and_back(counts: dict[int, int]) -> None:
+    whole = h.Histogram()
+    whole.counts, whole.total = counts, sum(counts.values())
+    assert h.Histogram.decode(whole.encode()).counts == counts
+
+
 def test_the_reference_implementation_reads_it_and_we_read_its() -> None:
     hdrh = pytest.importorskip("hdrh.histogram", reason="pip install hdrhistogram")
     source = random.Random(1)
