@@ -51,6 +51,7 @@ WHAT = {
 @click.option("--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS")
 @click.option("--max-exits", type=int, default=1_000_000, show_default=True, metavar="N")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Runs of each guest, for --variants.")
+@click.option("--plot", "plot_path", metavar="FILE", help="Draw exits and time as .svg, .png or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 def command(what: tuple[str, ...], variants: bool, as_json: bool, **options: Any) -> int:
     """Run IMAGE on all engines that work here, in step, and show the first difference.
@@ -61,6 +62,10 @@ def command(what: tuple[str, ...], variants: bool, as_json: bool, **options: Any
     With --variants: run the bundled guests that do the same work as an unmodified and as a paravirtual guest does
     (all, or those of a GROUP: console, time, work, wait), and show exits, cost and time side by side.
     """
+    if options["plot_path"] is not None:
+        from kvmpy.lab.plot import check
+
+        check(options["plot_path"])
     if variants:
         return _variants(what, options, as_json)
     if len(what) != 1:
@@ -80,6 +85,10 @@ def _variants(what: tuple[str, ...], options: dict[str, Any], as_json: bool) -> 
     from kvmpy.lab.variants import ENGINES, run
 
     report = run(what, options["engines"] or ENGINES, options["rounds"], _progress)
+    if options["plot_path"] is not None:
+        from kvmpy.lab.plot_techniques import of_variants, plot
+
+        plot(of_variants(report), options["plot_path"])
     if as_json:
         import json
 
@@ -153,6 +162,10 @@ def _lockstep(image: str, options: dict[str, Any], as_json: bool) -> int:
     except NotComparable as error:
         say(str(error))
         return NOT_COMPARABLE
+    if options["plot_path"] is not None and all(found.engines.values()):
+        from kvmpy.lab.plot_techniques import of_engines, plot
+
+        plot(of_engines(image, found.engines), options["plot_path"])
     if as_json:
         import json
 

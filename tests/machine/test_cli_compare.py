@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +103,17 @@ def test_the_unmodified_guest_is_the_first_of_its_group() -> None:
         "work": "work-pio",
         "wait": "wait-poll",
     }
+
+
+def test_a_picture(command: Any, both: None, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib, the extra 'plot', isn't installed")
+    for arguments in (["long-hello"], ["--variants", "console", "--rounds", "1"]):
+        picture = tmp_path / "picture.svg"
+        assert command("compare", *arguments, "--plot", str(picture)).returncode == 0
+        assert b"<svg" in picture.read_bytes()
+        picture.unlink()
+
+
+def test_a_picture_of_a_wrong_kind_is_refused_before_anything_runs(command: Any) -> None:
+    result = command("compare", "spin", "--plot", "picture.txt")
+    assert result.returncode == 2 and b"must end with one of .svg, .png, .pdf" in result.stderr

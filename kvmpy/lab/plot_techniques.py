@@ -1,0 +1,68 @@
+"""Exits and time of several ways to run a guest, as bars: for both kinds of ``kvmpy compare``."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+Bars = list[tuple[str, str, float, float]]
+"""Group, label, exits, milliseconds."""
+
+
+def of_variants(report: dict[str, Any]) -> Bars:
+    """The bars of kvmpy.lab.variants' report: a group for each kind of work and engine."""
+    return [
+        (f"{case['group']}, {case['engine']}", case["variant"], case["exits"], case["wall_best"] * 1e3)
+        for case in report["cases"]
+        if "problem" not in case
+    ]
+
+
+def of_engines(image: str, engines: dict[str, dict[str, Any]]) -> Bars:
+    """The bars of one guest on several engines."""
+    return [
+        (image, name, run["exits"], run["wall"] * 1e3)
+        for name, run in engines.items()
+        if run and "problem" not in run
+    ]
+
+
+def plot(bars: Bars, path: str) -> None:
+    """Writes the picture: exits to the left, time to the right, on logarithmic scales.
+
+    Raises UsageError for another kind of file than .svg, .png and .pdf, or without matplotlib; OSError.
+    """
+    from kvmpy.lab.plot import check
+
+    check(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = list(dict.fromkeys(group for group, *_ in bars))
+    figure = Figure(figsize=(10, 0.6 + 0.35 * len(bars) + 0.4 * len(groups)), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    positions, labels = _positions(bars, groups)
+    for axis, values, title in (
+        (left, [exits for _, _, exits, _ in bars], "exits"),
+        (right, [ms for *_, ms in bars], "milliseconds"),
+    ):
+        axis.barh(positions, values, color=[f"C{groups.index(group) % 10}" for group, *_ in bars])
+        axis.set_xscale("log")
+        axis.set_title(title)
+        axis.grid(axis="x", alpha=0.3)
+    left.set_yticks(positions, labels)
+    left.invert_yaxis()
+    figure.savefig(path, metadata={"Date": None} if path.lower().endswith(".svg") else None)
+
+
+def _positions(bars: Bars, groups: list[str]) -> tuple[list[float], list[str]]:
+    """Where each bar lies, with a gap between groups, and what it is called."""
+    positions = [at + 0.8 * groups.index(bar[0]) for at, bar in enumerate(bars)]
+    labels = []
+    before = None
+    for group, label, *_ in bars:
+        labels.append(f"{group}: {label}" if group != before else label)
+        before = group
+    return positions, labels
