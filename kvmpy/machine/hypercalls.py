@@ -182,13 +182,14 @@ def _ring(sregs: Any) -> int:
 
 
 def instruction(machine: Machine, exit_: Any) -> None:
-    """KVM_EXIT_HYPERCALL: VMCALL or VMMCALL reached user space."""
+    """KVM_EXIT_HYPERCALL: VMCALL or VMMCALL reached user space; from above ring 0 none does, engines refuse it."""
     registry = machine.hypercall_registry
-    exit_.run.hypercall.ret = MASK64 - KVM_ENOSYS + 1
-    if registry is None:
-        return
-    cpu, args = exit_.cpu, tuple(exit_.args)[:4]
-    exit_.run.hypercall.ret = registry.call(cpu, exit_.nr, args, bool(exit_.longmode), _ring(cpu.sregs))
+    details = exit_.run.hypercall
+    details.ret = MASK64 - KVM_ENOSYS + 1
+    if registry is not None:
+        args = details.args
+        four = (args[0], args[1], args[2], args[3])
+        details.ret = registry.call(exit_.cpu, details.nr, four, bool(details.longmode), 0)
 
 
 def where_stuck(cpu: Cpu) -> str:
