@@ -167,6 +167,12 @@ def test_state(rig: Rig) -> None:
     assert rig.read(0x10 + 18) == MASKED and rig.ioapic.lines == 1 << 9
 
 
+def test_restoring_what_no_entry_can_hold(rig: Rig) -> None:
+    state = rig.ioapic.state()
+    rig.ioapic.restore({**state, "table": (0x1_5044 | 1 << 40).to_bytes(8, "little") * PINS})
+    assert rig.ioapic.entry(3) == 0x1_0044
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("line"), st.integers(0, 2), st.integers(0, 1)),

@@ -387,7 +387,9 @@ def test_parts_of_registers_can_be_read(rig: Rig, offset: int, size: int, value:
     assert rig.lapic.read(offset, size) == value
 
 
-@pytest.mark.parametrize(("offset", "size"), [(TPR, 1), (TPR, 8), (TPR + 4, 4), (TPR + 1, 4), (0x1080, 4)])
+@pytest.mark.parametrize(
+    ("offset", "size"), [(TPR + 0x10000, 4), (TPR, 1), (TPR, 8), (TPR + 4, 4), (TPR + 1, 4), (0x1080, 4)]
+)
 def test_only_whole_registers_can_be_written(rig: Rig, offset: int, size: int) -> None:
     rig.lapic.write(offset, 0x10, size)
     assert rig.read(TPR) == 0
@@ -468,3 +470,80 @@ def test_against_the_model(steps: list[tuple[str, int]]) -> None:
         assert rig.lapic.pending == takes()
         assert rig.bits(IRR) == requested and rig.bits(ISR) == set(serving)
         assert rig.ended == ended
+
+
+def test_extint_only_is_accepted_by_its_mode(rig: Rig) -> None:
+    rig.write(LVT_LINT0, 0x440)  # NMI
+    assert not rig.lapic.accepts_extint
+    rig.write(LVT_LINT0, 0x40)
+    assert not rig.lapic.accepts_extint
+
+
+def test_a_falling_edge_and_one_that_stays_are_nothing(rig: Rig) -> None:
+    rig.write(LVT_LINT0, 0x44)
+    rig.lapic.set_lint(0, True)
+    assert rig.lapic.acknowledge() == 0x44
+    rig.write(EOI, 0)
+    rig.lapic.set_lint(0, False)
+    rig.lapic.set_lint(0, False)
+    assert rig.bits(IRR) == set()
+    rig.write(LVT_LINT0, 0x44 | 1 << 15)
+    rig.lapic.set_lint(0, False)
+    assert rig.bits(IRR) == set()
+
+
+def test_remote_irr_of_a_pin_ends_with_its_own_vector_only(rig: Rig) -> None:
+    rig.write(LVT_LINT1, 0x45 | 1 << 15)
+    rig.lapic.set_lint(1, True)
+    assert rig.lapic.acknowledge() == 0x45
+    rig.send(0x99, LEVEL_TRIGGERED)
+    assert rig.lapic.acknowledge() == 0x99
+    rig.write(EOI, 0)
+    assert rig.read(LVT_LINT1) & 1 << 14 and rig.bits(IRR) == set()
+    rig.write(LVT_LINT1, 0x45 | 1 << 15)  # read-only
+    assert rig.read(LVT_LINT1) & 1 << 14
+    rig.write(LVT_LINT1, 0x45)  # no level, no remote IRR
+    assert not rig.read(LVT_LINT1) & 1 << 14
+
+
+def test_an_edge_ended_with_a_pins_vector_does_not_raise_the_pin(rig: Rig) -> None:
+    rig.write(LVT_LINT1, 0x45)
+    rig.lapic.set_lint(1, True)
+    rig.lapic.acknowledge()
+    rig.write(EOI, 0)
+    rig.send(0x45, LEVEL_TRIGGERED)
+    rig.lapic.acknowledge()
+    rig.write(EOI, 0)
+    assert rig.bits(IRR) == set()
+
+
+def test_vectors_from_16_on_can_be_sent(rig: Rig) -> None:
+    rig.write(ICR_LOW, 0x4010)
+    rig.write(ICR_LOW, 0x400F)
+    assert [message.vector for message, _ in rig.sent] == [0x10]
+    assert not rig.sent[0][0].flags
+    rig.write(ICR_LOW, 0x8510)  # INIT level de-assert
+    assert rig.sent[1][0].flags
+
+
+def test_esr_is_no_reserved_register_and_what_is_behind_isr_is(rig: Rig) -> None:
+    rig.write(0x270, 1)
+    rig.write(ESR, 0)
+    assert rig.read(ESR) == 0
+    rig.write(0x290, 1)
+    rig.write(ESR, 0)
+    assert rig.read(ESR) == 0x80
+
+
+def test_an_nmi_is_taken(rig: Rig) -> None:
+    assert rig.lapic.accept(Message(0, NMI, 0, False))
+    assert rig.nmis == 1
+    rig.write(SVR, 0xFF)
+    assert rig.lapic.accept(Message(0, NMI, 0, False))  # also when it is switched off
+
+
+def test_arming_the_deadline_is_told(rig: Rig) -> None:
+    rig.write(LVT_TIMER, 0x61 | 2 << 17)
+    changes = rig.changes
+    rig.lapic.write_deadline(1 << 40)
+    assert rig.changes == changes + 1

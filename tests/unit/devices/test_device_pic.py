@@ -302,6 +302,16 @@ def test_reset_keeps_the_lines() -> None:
     pics.reset()
     assert not pics.output
     assert pics.slave.lines == 1 << 1
+    for pic in (Pic8259(), initialised(icw4=0x03)):
+        pic.write(0, 0x80, 1)
+        pic.reset()
+        assert pic.state() == Pic8259().state()
+
+
+def test_the_cascade_stays_edge_triggered() -> None:
+    pics = pair()
+    pics.set_elcr(0xFFFF)
+    assert pics.master.elcr == 0xFB
 
 
 def test_restoring_drives_the_output() -> None:

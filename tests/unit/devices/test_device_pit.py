@@ -320,6 +320,53 @@ def test_restoring_tells_the_level_and_makes_no_edge(rig: Rig) -> None:
     assert other.next_ticks() == 50
 
 
+def test_reset_stops_all_and_tells(rig: Rig) -> None:
+    rig.program(0, 2, 100)
+    rig.clock.ticks = 100
+    rig.pit.poll()
+    changes = rig.changes
+    rig.pit.reset()
+    assert rig.pit.next_event() is None and rig.changes == changes + 1
+    assert rig.pit.state() == {**Rig().pit.state(), "line": True}
+
+
+def test_read_back_is_for_the_channels_named(rig: Rig) -> None:
+    rig.program(0, 2, 0x1234)
+    rig.program(1, 2, 0x5678)
+    rig.pit.write(3, 0b11_01_0100, 1)  # count of channel 1
+    rig.clock.ticks = 4
+    assert (rig.pit.read(0, 1), rig.pit.read(0, 1)) == (0x30, 0x12)
+    assert (rig.pit.read(1, 1), rig.pit.read(1, 1)) == (0x78, 0x56)
+
+
+def test_channels_0_and_1_always_count(rig: Rig) -> None:
+    for channel in (0, 1, 2):
+        rig.program(channel, 2, 100)
+    rig.clock.ticks = 10
+    assert [rig.count(channel) for channel in (0, 1, 2)] == [90, 90, 100]
+
+
+def test_a_new_count_of_a_one_shot_waits_for_the_gate(rig: Rig) -> None:
+    rig.program(2, 1, 10)
+    rig.pit.set_gate(2, True)
+    rig.clock.ticks = 3
+    rig.pit.write(2, 50, 1)
+    rig.pit.write(2, 0, 1)
+    rig.clock.ticks = 9
+    assert rig.count(2) == 1 and rig.pit.out(2) is False
+    rig.clock.ticks = 10
+    assert rig.pit.out(2) is True
+    rig.pit.set_gate(2, False)
+    rig.pit.set_gate(2, True)
+    assert rig.count(2) == 50
+    rig.clock.ticks = 12
+    rig.pit.write(2, 5, 1)
+    rig.pit.write(2, 0, 1)
+    rig.program(2, 2, 100)  # forgets the one that waited
+    rig.clock.ticks = 110
+    assert rig.count(2) == 2
+
+
 class Model:
     """A counter that does one tick at a time, drawn after the data sheet's timing diagrams; binary."""
 
