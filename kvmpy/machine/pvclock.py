@@ -35,7 +35,7 @@ class Clocks:
         self._hz = 0
         self._first = self._moment(machine.cpus[0])
         self.clocks = [
-            PvClock(machine.memory, self._now_of(cpu), self._wall, self.hz) for cpu in machine.cpus
+            PvClock(machine.memory, self._now_of(cpu), self._wall, SECOND) for cpu in machine.cpus
         ]
         for first in MSRS:
             machine.msrs.attach(first, 2, self, "pvclock")
@@ -70,7 +70,7 @@ class Clocks:
 
     @property
     def hz(self) -> int:
-        """How fast the guests' TSC runs."""
+        """How fast the guests' TSC runs; found out when the first guest asks for a clock."""
         if not self._hz:
             self._hz = self._known() or self._measured()
         return self._hz
@@ -103,4 +103,6 @@ class Clocks:
 
     def write(self, offset: int, value: int, size: int) -> None:
         """WRMSR."""
-        self.clocks[self.machine.current_cpu().index].write(offset, value, size)
+        clock = self.clocks[self.machine.current_cpu().index]
+        clock.hz = self.hz
+        clock.write(offset, value, size)
