@@ -34,9 +34,7 @@ class Clocks:
         self._zero = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
         self._hz = 0
         self._first = self._moment(machine.cpus[0])
-        self.clocks = [
-            PvClock(machine.memory, self._now_of(cpu), self._wall, SECOND) for cpu in machine.cpus
-        ]
+        self.clocks = [PvClock(machine.memory, self._now_of(cpu), self._wall, SECOND) for cpu in machine.cpus]
         for first in MSRS:
             machine.msrs.attach(first, 2, self, "pvclock")
         self._announce()
