@@ -74,6 +74,7 @@ def test_memory_walk_writes_all_there_is(machines: Machines, memory: str, pages:
     assert output == f"{pages} pages written, {size} MiB\n".encode()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("cpus", [1, 2, 8])
 def test_smp_hello_starts_as_many_as_there_are(machines: Machines, cpus: int) -> None:
     output, result = _run("smp-hello", machines, cpus=cpus)

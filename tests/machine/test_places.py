@@ -56,6 +56,7 @@ class Mover(threading.Thread):
         return PLACES if self.machine.engine.in_kernel else tuple(p for p in PLACES if p != "kernel")
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("moves", [1200])
 def test_no_access_is_lost_or_handled_twice(kvmpy_engine: str, moves: int) -> None:
     with Machine("64K", engine=kvmpy_engine) as machine:
