@@ -98,6 +98,7 @@ struct kvmpy_translate {
 	int result;			/* of enter() */
 	int load_error;			/* of register sets in *run */
 	bool stopped;			/* unicorn.start() returns because the engine wanted it */
+	bool restart;			/* only to call it again */
 
 	/* The access that waits for its completion. */
 	struct {
@@ -130,6 +131,7 @@ struct kvmpy_translate {
 	uint32_t slot_count;
 	struct translate_hole *holes[TRANSLATE_HOLES];
 	uint32_t hole_count;
+	bool holes_open;
 	pthread_mutex_t lock;		/* of what follows: any thread writes to memory */
 	struct { uint64_t gpa, size; } wrote[TRANSLATE_WROTE];
 	uint32_t wrote_count;
@@ -196,6 +198,7 @@ bool translate_yield(struct kvmpy_translate *t);	/* false: leave the instruction
 int kvmpy_translate_enter(struct kvmpy_vcpu *vcpu);
 void translate_park(struct kvmpy_translate *t);
 void translate_leave(struct kvmpy_translate *t) __attribute__((noreturn));
+void translate_restart(struct kvmpy_translate *t);
 void translate_stop(struct kvmpy_translate *t, int result) __attribute__((noreturn));
 void translate_complete(struct kvmpy_translate *t);
 void translate_skip(struct kvmpy_translate *t, uint32_t length);
@@ -231,6 +234,7 @@ uint8_t *translate_host(struct kvmpy_translate *t, uint64_t gpa, bool write);
 bool translate_linear(struct kvmpy_translate *t, uint64_t linear, uint64_t *gpa);
 size_t translate_read(struct kvmpy_translate *t, uint64_t linear, void *into, size_t size);
 void translate_forget_written(struct kvmpy_translate *t);
+int translate_open_holes(struct kvmpy_translate *t);
 int translate_open_hole(struct kvmpy_translate *t, uint64_t gpa);
 
 /* translate_registers.c, translate_state.c */

@@ -15,6 +15,7 @@
 void translate_leave(struct kvmpy_translate *t)
 {
 	t->stopped = true;
+	t->restart = false;
 	unicorn.stop(t->unicorn);
 	unicorn.leave_code(t->cpu);
 }
@@ -67,17 +68,26 @@ static void tell(struct kvmpy_translate *t, int error)
 	memcpy(run->emulation_failure.insn_bytes, insn.bytes, sizeof(insn.bytes));
 }
 
+/* For hooks from which leaving isn't possible, or not enough: when unicorn.start() returns it is called again. */
+void translate_restart(struct kvmpy_translate *t)
+{
+	t->stopped = t->restart = true;
+	unicorn.stop(t->unicorn);
+}
+
 /* What runs on the engine's own stack. */
 void translate_guest_main(struct kvmpy_translate *t)
 {
 	for (;;) {
 		int error;
 
-		t->stopped = false;
-		t->delivering = -1;
-		t->inside = true;
-		error = unicorn.start(t->unicorn, t->env->rip, -1, 0, 0);
-		t->inside = false;
+		do {
+			t->stopped = t->restart = false;
+			t->delivering = -1;
+			t->inside = true;
+			error = unicorn.start(t->unicorn, t->env->rip, -1, 0, 0);
+			t->inside = false;
+		} while (t->restart);
 		if (!t->stopped)
 			tell(t, error);
 		translate_yield(t);
@@ -198,6 +208,8 @@ static int prepare(struct kvmpy_translate *t)
 	translate_complete(t);
 	if (wrote)
 		translate_forget_written(t);
+	if (unlikely(!t->holes_open) && translate_open_holes(t))
+		return -ENOMEM;
 	return stop && !translate_again(t, t->blocks + 1) ? -EINTR : 0;
 }
 

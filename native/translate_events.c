@@ -13,7 +13,10 @@
 #define DEBUG_EXCEPTION 1
 #define BREAKPOINT 3
 #define INVALID_OPCODE 6
+#define GENERAL_PROTECTION 13
+#define PAGE_FAULT 14
 #define RFLAGS_IF (1ull << 9)
+#define RFLAGS_RF (1ull << 16)
 
 static bool interruptible(const struct kvmpy_translate *t)
 {
@@ -64,9 +67,17 @@ void translate_deliver(struct kvmpy_translate *t, int vector)
 	unicorn.leave_code(t->cpu);
 }
 
+/* A fault pushes RF, so that a breakpoint on its instruction doesn't stop it again: SDM vol. 3, 18.3.1.1. */
+static bool is_fault(const struct kvmpy_translate *t, uint32_t vector)
+{
+	return !t->env->is_software && vector != DEBUG_EXCEPTION && vector != 8 && vector != 18;
+}
+
 static void deliver_exception(struct kvmpy_translate *t, uint32_t vector)
 {
 	translate_check_task(t);
+	if (is_fault(t, vector))
+		t->env->rflags |= RFLAGS_RF;
 	t->delivering = vector;
 	t->delivering_software = t->env->is_software;
 	unicorn.deliver_exception(t->cpu);
@@ -151,6 +162,17 @@ static bool debugged(const struct kvmpy_translate *t, uint32_t vector)
 	       t->debug.control & KVM_GUESTDBG_USE_SW_BP;
 }
 
+/* Handlers whose first instruction can't be fetched fault for ever, and no block ever begins. */
+static void stop_if_asked(struct kvmpy_translate *t)
+{
+	if (likely(!translate_stop_asked(t)))
+		return;
+	t->result = -EINTR;
+	t->wait.kind = WAIT_NOTHING;
+	t->stopped = true;
+	unicorn.stop(t->unicorn);
+}
+
 static void on_exception(void *engine, uint32_t vector, void *user)
 {
 	struct kvmpy_translate *t = user;
@@ -165,6 +187,10 @@ static void on_exception(void *engine, uint32_t vector, void *user)
 		return;
 	}
 	deliver_exception(t, vector);
+	stop_if_asked(t);
+	/* A read that faults at its second page leaves a mark, without which there are no hooks of reads. */
+	if (!t->stopped && (vector == GENERAL_PROTECTION || vector == PAGE_FAULT))
+		translate_restart(t);
 }
 
 /* KVM API document, KVM_EXIT_HYPERCALL; from above ring 0 KVM refuses by itself. */
@@ -215,6 +241,7 @@ static bool on_invalid(void *engine, void *user)
 	if (!is_hypercall(&t->wait.insn)) {
 		t->delivering = -1;
 		deliver_exception(t, INVALID_OPCODE);
+		stop_if_asked(t);
 		return true;
 	}
 	if (translate_protected(t) && translate_cpl(t)) {
@@ -278,7 +305,7 @@ static void on_sysenter(void *engine, void *user)
 
 	(void)engine;
 	if (!translate_protected(t) || !selector)
-		unicorn.raise(env, 13, 0);
+		unicorn.raise(env, GENERAL_PROTECTION, 0);
 	flags = unicorn.read_flags(env) & ~(RFLAGS_IF | 1ull << 17 | 1ull << 16);
 	unicorn.write_flags(env, flags, -1);
 	env->regs[4] = is_long ? env->sysenter_esp : (uint32_t)env->sysenter_esp;

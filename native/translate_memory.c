@@ -8,7 +8,8 @@
 #include "translate_api.h"
 
 #define PAGE 4096ull
-#define HOLE (16ull << 20)
+#define HOLE (1ull << 30)
+#define EAGER (4ull << 30)
 #define PRESENT 1
 #define LARGE (1 << 7)
 #define ADDRESS 0x000ffffffffff000ull
@@ -21,6 +22,14 @@ static const struct translate_slot *slot_at(const struct kvmpy_translate *t, uin
 	for (uint32_t i = 0; i < t->slot_count; i++)
 		if (gpa - t->slots[i].gpa < t->slots[i].size)
 			return &t->slots[i];
+	return NULL;
+}
+
+static const struct translate_hole *hole_at(const struct kvmpy_translate *t, uint64_t gpa)
+{
+	for (uint32_t i = 0; i < t->hole_count; i++)
+		if (gpa - t->holes[i]->gpa < t->holes[i]->size)
+			return t->holes[i];
 	return NULL;
 }
 
@@ -130,6 +139,14 @@ static struct translate_hole around(const struct kvmpy_translate *t, uint64_t gp
 		if (slot->gpa > gpa && slot->gpa < end)
 			end = slot->gpa;
 	}
+	for (uint32_t i = 0; i < t->hole_count; i++) {	/* what was opened beside it before a slot went */
+		const struct translate_hole *hole = t->holes[i];
+
+		if (hole->gpa + hole->size <= gpa && hole->gpa + hole->size > first)
+			first = hole->gpa + hole->size;
+		if (hole->gpa > gpa && hole->gpa < end)
+			end = hole->gpa;
+	}
 	return (struct translate_hole) { .engine = (struct kvmpy_translate *)t, .gpa = first, .size = end - first };
 }
 
@@ -141,8 +158,8 @@ static void close_hole(struct kvmpy_translate *t, uint32_t i)
 }
 
 /*
- * Holes are made when an access finds nothing at all, in chunks: Unicorn's time to take a mapping away goes with its
- * size, and memory may yet come to lie there.
+ * In chunks: Unicorn's time to take a mapping away goes with its size, and memory may yet come to lie there. Far up they
+ * are made when an access finds nothing at all, and the instruction is begun again.
  */
 int translate_open_hole(struct kvmpy_translate *t, uint64_t gpa)
 {
@@ -161,6 +178,33 @@ int translate_open_hole(struct kvmpy_translate *t, uint64_t gpa)
 	return unicorn.protect(t->unicorn, hole->gpa, hole->size, 0) ? -ENOMEM : 0;
 }
 
+/* Where devices are: holes there are made before the guest runs, for beginning again can cost an instruction its flags. */
+int translate_open_holes(struct kvmpy_translate *t)
+{
+	uint64_t gpa = 0;
+
+	t->holes_open = true;
+	while (gpa < EAGER) {
+		const struct translate_slot *slot = slot_at(t, gpa);
+		const struct translate_hole *hole;
+
+		if (slot) {
+			gpa = slot->gpa + slot->size;
+			continue;
+		}
+		hole = hole_at(t, gpa);
+		if (hole) {
+			gpa = hole->gpa + hole->size;
+			continue;
+		}
+		if (translate_open_hole(t, gpa))
+			return -ENOMEM;
+		hole = t->holes[t->hole_count - 1];
+		gpa = hole->gpa + hole->size;
+	}
+	return 0;
+}
+
 static bool overlap(uint64_t first, uint64_t size, uint64_t other, uint64_t other_size)
 {
 	return first < other + other_size && other < first + size;
@@ -171,6 +215,7 @@ static int remove_slot(struct kvmpy_translate *t, uint32_t i)
 	int error = unicorn.unmap(t->unicorn, t->slots[i].gpa, t->slots[i].size);
 
 	t->slots[i] = t->slots[--t->slot_count];
+	t->holes_open = false;
 	return error ? -EINVAL : 0;
 }
 
@@ -184,6 +229,7 @@ static int add_slot(struct kvmpy_translate *t, const struct translate_slot *slot
 	for (uint32_t i = t->hole_count; i--;)
 		if (overlap(slot->gpa, slot->size, t->holes[i]->gpa, t->holes[i]->size))
 			close_hole(t, i);
+	t->holes_open = false;
 	if (unicorn.map(t->unicorn, slot->gpa, slot->size, UNICORN_ALL, slot->host))
 		return -ENOMEM;
 	/* Only what is protected after it was mapped keeps writes out; mapping it read-only doesn't. */

@@ -145,7 +145,10 @@ static bool on_access(void *engine, int type, uint64_t gpa, int size, int64_t va
 	return true;
 }
 
-/* An access to where nothing was mapped: makes a hole there and begins the instruction again. */
+/*
+ * An access to where nothing was mapped: makes a hole there and begins the instruction again, with unicorn.start(): it may
+ * be the second page of a read, and Unicorn's mark that it is inside one is only taken away there.
+ */
 static bool on_nothing(void *engine, int type, uint64_t gpa, int size, int64_t value, void *user)
 {
 	struct kvmpy_translate *t = user;
@@ -158,6 +161,7 @@ static bool on_nothing(void *engine, int type, uint64_t gpa, int size, int64_t v
 		return false;
 	if (in_the_middle(t))
 		begin_again(t);
+	translate_restart(t);
 	unicorn.leave_code(t->cpu);
 }
 

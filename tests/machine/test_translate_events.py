@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 
 import pytest
 from translate_rig import (
@@ -29,6 +30,7 @@ PORT = 0x100
 WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17)
 VECTORS = [*range(20), 0x20, 0x21, 0x80]
 USER_STACK = 0x9000
+EINTR = 4
 IF, TF, NT, RF = 1 << 9, 1 << 8, 1 << 14, 1 << 16
 KERNEL_SS = layout.DATA
 
@@ -277,6 +279,29 @@ def test_a_kernel_stack_that_is_not_mapped_is_a_double_fault_on_another() -> Non
         assert vector_of(guest) == 8
         assert frame(guest)[0] == 0
         assert guest.rsp == 0x7770 - 48
+
+
+def test_a_handler_that_is_not_mapped_faults_for_ever_and_can_be_stopped() -> None:
+    with guest_with_handlers("mov eax, [rbx]", 64) as guest:
+        guest.set(rbx=0x1_7F00_0000)
+        sregs = guest.vcpu.get_sregs()
+        guest.write(sregs.tr.base + 0x24, struct.pack("<Q", 0x7770))
+        gate = sregs.idt.base + 14 * 16
+        guest.write(gate + 4, b"\x01")
+        guest.write(gate + 8, b"\x01")  # the handler is above 4 GiB
+        timer = threading.Timer(0.05, setattr, (guest.run, "immediate_exit", 1))
+        timer.start()
+        assert guest.vcpu.enter() == EINTR
+        timer.join()
+        assert guest.rip == HANDLERS + 14 * 32 + (1 << 32)
+
+
+def test_faults_push_rf() -> None:
+    for code, pushed in (("ud2", RF), ("int3", 0), ("int 0x80", 0)):
+        with guest_with_handlers(code, 64) as guest:
+            vector_of(guest)
+            assert frame(guest)[2] & RF == pushed
+            assert not guest.rflags & RF
 
 
 # Interrupts

@@ -18,8 +18,11 @@ from translate_rig import (
     WRMSR,
     Guest,
     Seen,
+    assemble,
     system,
 )
+
+from kvmpy.x86 import entry
 
 EINTR = 4
 HOLE = 0xFE0000  # in the page tables of the long-mode guest, but no memory
@@ -140,6 +143,32 @@ def test_mmio_values_reach_the_guest_and_come_from_it() -> None:
         guest.enter()
         assert guest.rcx == 0x8877665544332211
         assert guest.rax == 0xEFBEADDE
+
+
+def test_mmio_goes_on_after_a_read_that_faulted_at_its_second_page() -> None:
+    """Unicorn forgets that it isn't inside a read any more."""
+    state = entry.long_mode(ORIGIN, memory_size=SIZE, stack=0x8000, idt={14: 0x5000})
+    with Guest("mov rax, [rbx]", state=state) as guest:
+        guest.write(0x5000, assemble(f"mov eax, [{HOLE}]\n hlt", 64, 0x5000))
+        guest.vm.set_user_memory_region(1, (4 << 30) - 0x1000, 0x1000, guest.address + 0x7000)
+        guest.set(rbx=(4 << 30) - 3)
+        assert guest.enter()[:4] == (MMIO, 0x5000, False, HOLE)
+        guest.answer(b"\x11\x22\x33\x44")
+        assert guest.enter().reason == HLT
+        assert guest.rax == 0x44332211
+
+
+@pytest.mark.parametrize("at", [(1 << 30) - 3, (2 << 30) - 1])
+def test_mmio_across_the_ends_of_pages_anywhere(at: int) -> None:
+    with Guest("mov rcx, [rbx]\n hlt") as guest:
+        guest.set(rbx=at)
+        here = (1 << 30) * 2 - at if at > 1 << 30 else (1 << 30) - at
+        for address, size in ((at, here), (at + here, 8 - here)):
+            seen = guest.enter()
+            assert (seen.address, seen.size) == (address, size)
+            guest.answer(bytes([size]) * size)
+        assert guest.enter().reason == HLT
+        assert guest.rcx.to_bytes(8, "little") == bytes([here]) * here + bytes([8 - here]) * (8 - here)
 
 
 def test_rep_movs_from_mmio_is_an_exit_for_each_element() -> None:
