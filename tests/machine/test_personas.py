@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from kvmpy.errors import UsageError
+from kvmpy.machine.engine_kvm import PVM
 from kvmpy.machine.machine import Machine
 from kvmpy.machine.personas import choose
 from kvmpy.x86.persona import PERSONAS
+from kvmpy.x86.pv_features import CLOCKSOURCE2, NEED_APIC, NEED_HYPERCALL
 
 LONG_ENOUGH = 60.0
 Machines = Callable[..., Machine]
@@ -81,3 +84,18 @@ def test_on_the_command_line(command: Any, persona: str) -> None:
     assert command("run", "long-hello", "--persona", persona).stdout == b"Hello from long mode\n"
     if persona != "none":
         assert command("run", "console-hypercall", "--persona", persona).returncode == 0
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_no_features_that_are_not_there(machines: Machines, edited: bool) -> None:
+    """Both by the default table and by one that was looked at."""
+    machine = machines(memory="2M", irqchip="none")
+    if not machine.engine.in_kernel:
+        pytest.skip(f"engine {machine.engine.name}: KVM's features are KVM's")
+    if edited:
+        assert machine.cpus[0].cpuid.hypervisor == "KVMKVMKVM"
+    features = ask(machine, [0x40000001, *BLOCKS])[0x40000001][0]
+    assert features & CLOCKSOURCE2
+    assert not features & NEED_APIC
+    if os.path.exists(PVM):
+        assert not features & NEED_HYPERCALL
