@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kvmpy.machine.hypercalls import Handler, Hypercalls
     from kvmpy.machine.interrupts import Interrupts
     from kvmpy.machine.ring import Record
+    from kvmpy.machine.threads import VcpuThreads
     from kvmpy.machine.timers import Timers
     from kvmpy.x86.cpuid import CpuidTable
 
@@ -108,10 +109,7 @@ class Machine(Owned):
         self._halted: set[int] = set()
         self._all_halted = False
         self._cpu_time = 0.0
-        self._errors: list[BaseException] = []
-        # An Event would do, were it not for signal handlers: one that calls stop() while Event.set() is at work waits
-        # for ever, one that raises in there leaves it locked.
-        self._done = threading.Lock()
+        self._threads: VcpuThreads | None = None
         self.bus = Bus()
         self.memory = GuestMemory()
         self.vm: Any = None
@@ -369,69 +367,17 @@ class Machine(Owned):
             with self._life:
                 self._cpu_time += time.thread_time() - clock
 
+    def run_vcpu(self, cpu: Cpu) -> None:
+        """Runs a vCPU on the calling thread until the machine has an ending; for kvmpy.machine.threads."""
+        self._run_here(cpu, None)
+
     def _run_threads(self, timeout: float | None) -> None:
-        """A thread for each vCPU; this one waits, and keeps time for all."""
+        from kvmpy.machine.threads import VcpuThreads
+
         deadline = time.monotonic() + timeout if timeout is not None else None
-        self._errors.clear()
-        self._done.acquire(blocking=False)
         active = [cpu for cpu in self.cpus if not cpu.parked]
-        threads = [
-            threading.Thread(target=self._thread, args=(cpu,), name=f"vCPU {cpu.index}", daemon=True)
-            for cpu in active
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-            self._wait(active, deadline)
-        except BaseException:
-            self.end("stopped")
-            raise
-        finally:
-            self._join(threads, active)
-        if self._errors:
-            first, *others = self._errors
-            for error in others:
-                first.add_note(
-                    f"and {type(error).__name__}: {error}, {', '.join(getattr(error, '__notes__', ()))}"
-                )
-            raise first
-
-    def _wait(self, active: list[Cpu], deadline: float | None) -> None:
-        ticking = self._sleeps_in_kernel
-        while self.ending is None:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                self.end("timeout")
-                return
-            step = min(x for x in (left, TICK if ticking else None, 3600.0) if x is not None)
-            if not self._done.acquire(timeout=step) and ticking:
-                for cpu in active:
-                    kick(cpu, lib.KVMPY_KICK_TICK)
-
-    def _thread(self, cpu: Cpu) -> None:
-        try:
-            self._run_here(cpu, None)
-        except BaseException as error:
-            self._errors.append(error)
-            self.end("stopped", cpu=cpu, detail=f"{type(error).__name__} in a handler")
-        finally:
-            if self.ending is not None:
-                self._wake()
-
-    def _join(self, threads: list[threading.Thread], active: list[Cpu]) -> None:
-        """All vCPUs leave their guests; a second Ctrl-C while waiting must not leave a thread behind."""
-        interrupted: BaseException | None = None
-        for thread in threads:
-            while thread.is_alive():
-                try:
-                    thread.join(0.1)
-                    if thread.is_alive():
-                        for cpu in active:
-                            kick(cpu, lib.KVMPY_KICK_STOP)
-                except KeyboardInterrupt as error:
-                    interrupted = error
-        if interrupted is not None:
-            raise interrupted
+        self._threads = VcpuThreads(self, active, TICK if self._sleeps_in_kernel else None)
+        self._threads.run(deadline)
 
     # Ending
 
@@ -455,14 +401,8 @@ class Machine(Owned):
                 self.ending = Ending(reason, status, None if cpu is None else cpu.index, detail, crash)
             for other in self.cpus:
                 kick(other, lib.KVMPY_KICK_STOP)
-        self._wake()
-
-    def _wake(self) -> None:
-        """Ends the wait of the thread that waits for the vCPUs' threads, if there is one."""
-        try:
-            self._done.release()
-        except RuntimeError:
-            pass  # nobody waits
+        if self._threads is not None:
+            self._threads.wake()
 
     def crash(self, cpu: Cpu, what: str, reason: str = "crash") -> None:
         """Ends the run because ``cpu`` can't go on; keeps what a report needs."""
