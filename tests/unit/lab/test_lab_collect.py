@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -23,13 +23,19 @@ class Stamps:
         self.native.warm_most = 0
         lib.kvmpy_collector_start(self.native)
 
-    def collect(self, samples: list[tuple[int, int]], crossings: list[tuple[int, int]] = []) -> Round:  # noqa: B006
-        """One chunk: (begin, end) of the guest and (enter, leave) of the host."""
+    def collect(
+        self,
+        samples: list[tuple[int, int]],
+        crossings: Sequence[tuple[int, int]] = (),
+        switches: int = 0,
+    ) -> Round:
+        """One chunk: (begin, end) of the guest, (enter, leave) of the host, context switches in between."""
         for at, pair in enumerate(samples):
             self.samples[2 * at], self.samples[2 * at + 1] = pair
         for at, (enter, leave) in enumerate(crossings):
             self.native.crossings[at].enter, self.native.crossings[at].leave = enter, leave
         self.native.crossed = len(crossings)
+        self.native.switches = lib.kvmpy_switches() - switches
         lib.kvmpy_collect(self.native)
         return Round.of(self.native)
 
@@ -82,8 +88,7 @@ def test_an_end_before_its_beginning_is_no_sample(stamps: Stamps) -> None:
 
 
 def test_chunks_the_scheduler_interrupted_go_elsewhere(stamps: Stamps) -> None:
-    stamps.native.switches = lib.kvmpy_switches() - 1
-    found = stamps.collect([(100, 200)] * 4)
+    found = stamps.collect([(100, 200)] * 4, switches=1)
     assert (found.total.total, found.interrupted.total, found.counters["chunks_interrupted"]) == (0, 4, 1)
     assert found.counters["chunks"] == 1
 
