@@ -21,6 +21,7 @@ from kvmpy.errors import KvmpyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from kvmpy.devices.device import Device
@@ -78,6 +79,10 @@ class Interrupts:
         self._pit_timer = timers.add(self.pit.poll)
         self._lapic_timer = timers.add(self.lapic.poll)
         self._tpr_timer = timers.add(lambda: None)  # what follows it is all that is wanted: deliver()
+        # In the order of their wires: what one tells the next when it is restored is then overwritten by its own state.
+        self._devices: tuple[Device, ...] = (
+            self.pit, self.pic.slave, self.pic.master, self.elcr, self.ioapic, self.lapic,
+        )  # fmt: skip
         self._attach()
 
     def _attach(self) -> None:
@@ -109,6 +114,27 @@ class Interrupts:
             run.apic_base = self.cpu.sregs.apic_base = LAPIC_BASE | APIC_ENABLED | APIC_BSP
         self._asked = False
         self._attention()
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`restore` needs: each device's state by name, and what the vCPU waits for."""
+        with self._guard:
+            self.take_tpr(self.cpu.native.run)
+            devices = {device.name: device.state() for device in self._devices}
+            return {"devices": devices, "halted": self.cpu.halted, "nmi": self._nmi}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` gave, of this machine or another. The vCPU's registers come first.
+
+        Raises DeviceError for a value that a device can't have.
+        """
+        with self._guard:
+            for device in self._devices:
+                device.restore(state["devices"][device.name])
+            self.cpu.native.run.cr8 = self.lapic.tpr >> 4
+            self.cpu.halted, self._nmi = state["halted"], state["nmi"]
+            self._started = True
 
     # Lines and messages
 

@@ -682,6 +682,44 @@ def test_the_rtc_ticks_with_two_vcpus(guest: Guest) -> None:
     test_the_rtc_ticks_through_the_slave(guest)
 
 
+def test_state_goes_to_another_machine(machines: Machines) -> None:
+    """A guest asleep, its timer running, an interrupt in service: it wakes up elsewhere."""
+    code = bytes.fromhex("fb f4 b0 01 e6 f4")  # sti; hlt; mov $1, %al; out %al, $0xf4
+    first, second = machines(irqchip="user"), machines(irqchip="user")
+    for machine in (first, second):
+        Pc(machine, lambda data: None)
+        machine.load(code, mode="real", format="flat", load_address=0x1000)
+    first.memory.write(0x20 * 4, (0x1200).to_bytes(4, "little"))
+    first.memory.write(0x1200, bytes.fromhex("b0 20 e6 20 cf"))  # EOI, iret
+    for port, value in (
+        (0x20, 0x11),
+        (0x21, 0x20),
+        (0x21, 4),
+        (0x21, 1),
+        (0xA0, 0x11),
+        (0xA1, 0x28),
+        (0xA1, 2),
+    ):
+        range_ = first.ports[port]
+        range_.owner.write(port - range_.first, value, 1)
+    first.ports[0x4D0].owner.write(0, 0x20, 1)
+    assert first.run(timeout=LONG_ENOUGH, until=["HLT"]).reason == "until"
+    for offset, value in ((3, 0x30), (0, 0xFF), (0, 0xFF)):
+        first.ports[0x40].owner.write(offset, value, 1)  # one tick in 55 ms
+    state = first.interrupts.state()
+    assert state["halted"]
+    second.memory.write(0, bytes(first.memory.read(0, 0x2000)))
+    for name in ("regs", "sregs"):
+        registers = getattr(first.cpus[0], name)
+        getattr(second.cpus[0], name).update({key: getattr(registers, key) for key, _ in registers.items()})
+    second.cpus[0].sregs.cs.selector = second.cpus[0].sregs.cs.base = first.cpus[0].sregs.cs.base
+    second.interrupts.restore(state)
+    for name in ("pic-master", "pic-slave", "elcr", "ioapic"):
+        assert second.interrupts.state()["devices"][name] == state["devices"][name]
+    result = second.run(timeout=LONG_ENOUGH)
+    assert (result.reason, result.status) == ("exit", 1)
+
+
 @pytest.mark.threads
 @pytest.mark.parametrize("asleep", [True, False])
 def test_no_edge_from_another_thread_is_lost(guest: Guest, asleep: bool) -> None:
