@@ -53,7 +53,7 @@ struct kvmpy_range {
 	uint64_t first, last;
 	struct kvmpy_rule *rule;
 	uint32_t id;
-	uint32_t whole;		/* its owner in Python takes string I/O in one piece: 1 reads, 2 writes */
+	uint32_t whole;		/* 1 reads, 2 writes: Python takes string I/O in one piece; 4: no access is divided for it */
 };
 
 struct kvmpy_space_table {

@@ -140,7 +140,8 @@ static bool divided(const struct kvmpy_table *table, const struct kvmpy_range *r
 	if (size & (size - 1))	/* a piece of an access across two pages (3 + 5 bytes) */
 		return true;
 	if (owned(range))
-		return address + size - 1 > range->last;
+		return address + size - 1 > range->last &&
+		       !(range->whole & 4 && range->rule->kind == KVMPY_RULE_PYTHON);
 	for (uint32_t i = 1; i < size; i++)
 		if (owned(kvmpy_find(table, space, address + i)))
 			return true;

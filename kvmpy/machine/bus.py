@@ -335,7 +335,8 @@ class _Pair:
 def _takes_whole(owner: object) -> int:
     """Bits of struct kvmpy_range.whole."""
     reads, writes = getattr(owner, "read_string", None), getattr(owner, "write_string", None)
-    return (1 if callable(reads) else 0) | (2 if callable(writes) else 0)
+    undivided = 4 if getattr(owner, "undivided", False) else 0
+    return (1 if callable(reads) else 0) | (2 if callable(writes) else 0) | undivided
 
 
 def _name_of(owner: object) -> str:

@@ -29,6 +29,8 @@ class Eventfd:
     """
 
     name = "eventfd"
+    undivided = True
+    """A write that is too long isn't several short ones, which might match."""
 
     def __init__(self, length: int = 0, datamatch: int | None = None) -> None:
         if length not in (0, 1, 2, 4, 8):
@@ -64,9 +66,18 @@ class Eventfd:
 
     @property
     def from_kernel(self) -> int:
-        """Signals so far that the kernel sent."""
-        self._collect()
-        return self._seen - self._own
+        """Signals so far that the kernel sent. Looking at them leaves them to whoever polls."""
+        return self._seen + self._unread() - self._own
+
+    def _unread(self) -> int:
+        """The eventfd's counter, without taking it (proc(5), /proc/pid/fdinfo)."""
+        if self._fd < 0:
+            return 0
+        with open(f"/proc/self/fdinfo/{self._fd}") as file:
+            for line in file:
+                if line.startswith("eventfd-count:"):
+                    return int(line.split()[1], 16)
+        return 0
 
     def write(self, offset: int, value: int, size: int) -> None:
         """A write that came to Python: signals if it matches."""
@@ -75,7 +86,8 @@ class Eventfd:
             os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
-        """Closes the eventfd; the machine does this."""
+        """Closes the eventfd; the machine does this. What it had to say can still be taken."""
+        self._collect()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
