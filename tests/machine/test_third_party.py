@@ -32,7 +32,7 @@ def screen(machine: Machine) -> list[str]:
     return [cells[at : at + COLUMNS].decode("cp437").rstrip() for at in range(0, len(cells), COLUMNS)]
 
 
-@pytest.mark.kvmpy(memory="16M", irqchip="any")
+@pytest.mark.kvmpy(memory="16M", irqchip="any", timeout=120)
 def test_seabios_reaches_its_banner(machine: Machine) -> None:
     serial, debug = bytearray(), bytearray()
     Pc(machine, serial.extend, debug.extend)
@@ -43,7 +43,7 @@ def test_seabios_reaches_its_banner(machine: Machine) -> None:
     assert b"SeaBIOS (version 1." in serial
 
 
-@pytest.mark.kvmpy(memory="16M", irqchip="any")
+@pytest.mark.kvmpy(memory="16M", irqchip="any", timeout=120)
 def test_seabios_finds_nothing_to_boot(machine: Machine) -> None:
     """The build for machines without PCI takes its memory map from fw_cfg and goes all the way."""
     output = bytearray()
@@ -53,7 +53,7 @@ def test_seabios_finds_nothing_to_boot(machine: Machine) -> None:
     assert b"No bootable device" in output
 
 
-@pytest.mark.kvmpy(memory="32M", irqchip="any")
+@pytest.mark.kvmpy(memory="32M", irqchip="any", timeout=120)
 def test_a_multiboot_game_draws_its_screen(machine: Machine) -> None:
     Pc(machine, lambda data: None)
     payload = machine.load(invaders())
@@ -62,7 +62,7 @@ def test_a_multiboot_game_draws_its_screen(machine: Machine) -> None:
     assert sum(line.count("-*-") for line in screen(machine)) >= 10
 
 
-@pytest.mark.kvmpy(memory="256M", irqchip="any")
+@pytest.mark.kvmpy(memory="256M", irqchip="any", timeout=120)
 def test_xen_prints_on_the_serial_console(machine: Machine, tmp_path: Path) -> None:
     """Real mode for its questions to the BIOS, protected mode, long mode with its own paging, then the UART."""
     output = bytearray()
