@@ -15,6 +15,7 @@
 #include "translate_unicorn.h"
 #include "vcpu.h"
 
+#define TRANSLATE_LONGEST 15		/* bytes of an instruction */
 #define TRANSLATE_SLOTS 512
 #define TRANSLATE_HOLES 512
 #define TRANSLATE_CPUID 256
@@ -70,10 +71,11 @@ struct translate_access {	/* of the running instruction to MMIO, done */
 };
 
 struct translate_instruction {
-	uint8_t bytes[15];
+	uint8_t bytes[16];		/* the longest has 15 */
 	uint8_t length;			/* of prefixes and opcode: all there is of what is decoded here */
 	uint8_t available;		/* bytes that could be read */
 	uint8_t opcode;			/* the first byte behind the prefixes; 0 where nothing could be read */
+	uint8_t prefixes;		/* how many bytes of them */
 	uint8_t segment;		/* SEG_*, of an override; else SEG_DS */
 	bool repeat, operand_prefix, address_prefix;
 	uint8_t rex;
@@ -188,6 +190,10 @@ static inline bool translate_again(const struct kvmpy_translate *t, uint64_t blo
 	return t->mmio.replay < t->mmio.count && t->mmio.block == block && t->mmio.rip == t->env->rip;
 }
 
+/* translate_guard.c */
+void translate_guard(struct kvmpy_translate *t);	/* this is the engine that runs on this thread */
+bool translate_guard_library(void *library, const char *name, void *function);
+
 /* translate_stack.c */
 int translate_stack_new(struct kvmpy_translate *t);
 void translate_stack_free(struct kvmpy_translate *t);
@@ -227,7 +233,9 @@ void translate_check_task(struct kvmpy_translate *t);
 void translate_do_msr(struct kvmpy_translate *t, bool is_write) __attribute__((noreturn));
 
 /* translate_decode.c */
+void translate_decode_bytes(struct translate_instruction *insn, bool code64);
 void translate_decode(struct kvmpy_translate *t, struct translate_instruction *insn);
+bool translate_modifies_memory(const struct translate_instruction *insn);
 
 /* translate_memory.c */
 uint8_t *translate_host(struct kvmpy_translate *t, uint64_t gpa, bool write);

@@ -38,19 +38,65 @@ static uint32_t rest(const uint8_t *bytes)
 	return 1;
 }
 
-void translate_decode(struct kvmpy_translate *t, struct translate_instruction *insn)
+/* insn->bytes and insn->available are there. */
+void translate_decode_bytes(struct translate_instruction *insn, bool code64)
 {
-	const struct unicorn_cpu *env = t->env;
 	uint32_t at = 0;
 
-	memset(insn, 0, sizeof(*insn));
 	insn->segment = SEG_DS;
 	insn->length = 1;
-	insn->available = translate_read(t, env->segments[SEG_CS].base + env->rip, insn->bytes, sizeof(insn->bytes));
-	while (at < insn->available && at < 14 && prefix(insn, insn->bytes[at], env->mode & MODE_CODE64))
+	while (at < insn->available && at < 14 && prefix(insn, insn->bytes[at], code64))
 		at++;
 	if (at >= insn->available)
 		return;
+	insn->prefixes = at;
 	insn->opcode = insn->bytes[at];
 	insn->length = at + rest(insn->bytes + at);
+}
+
+void translate_decode(struct kvmpy_translate *t, struct translate_instruction *insn)
+{
+	const struct unicorn_cpu *env = t->env;
+
+	memset(insn, 0, sizeof(*insn));
+	insn->available = translate_read(t, env->segments[SEG_CS].base + env->rip, insn->bytes, TRANSLATE_LONGEST);
+	translate_decode_bytes(insn, env->mode & MODE_CODE64);
+}
+
+/* Whether it reads its memory operand only to write it again: its page fault is a write's from the start. */
+bool translate_modifies_memory(const struct translate_instruction *insn)
+{
+	const uint8_t *bytes = insn->bytes + insn->prefixes;
+	uint8_t opcode = insn->opcode, group;
+
+	if (insn->prefixes > 12)
+		return false;
+	group = bytes[1] >> 3 & 7;
+	switch (opcode) {
+	case 0x00 ... 0x37:	/* ADD to XOR, to memory; not what lies between them */
+		return (opcode & 7) < 2;
+	case 0x80 ... 0x83:
+		return group != 7;
+	case 0x86: case 0x87:	/* XCHG */
+	case 0xc0: case 0xc1: case 0xd0 ... 0xd3:	/* shifts */
+		return true;
+	case 0xf6: case 0xf7:	/* NOT, NEG */
+		return group == 2 || group == 3;
+	case 0xfe: case 0xff:	/* INC, DEC */
+		return group < 2;
+	}
+	if (opcode != 0x0f)
+		return false;
+	group = bytes[2] >> 3 & 7;
+	switch (bytes[1]) {
+	case 0xa4: case 0xa5: case 0xac: case 0xad:	/* SHLD, SHRD */
+	case 0xab: case 0xb3: case 0xbb:		/* BTS, BTR, BTC */
+	case 0xb0: case 0xb1: case 0xc0: case 0xc1:	/* CMPXCHG, XADD */
+		return true;
+	case 0xba:
+		return group > 4;
+	case 0xc7:
+		return group == 1;
+	}
+	return false;
 }

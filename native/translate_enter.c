@@ -65,7 +65,7 @@ static void tell(struct kvmpy_translate *t, int error)
 	run->emulation_failure.ndata = 3;
 	run->emulation_failure.flags = KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES;
 	run->emulation_failure.insn_size = insn.available;
-	memcpy(run->emulation_failure.insn_bytes, insn.bytes, sizeof(insn.bytes));
+	memcpy(run->emulation_failure.insn_bytes, insn.bytes, TRANSLATE_LONGEST);
 }
 
 /* For hooks from which leaving isn't possible, or not enough: when unicorn.start() returns it is called again. */

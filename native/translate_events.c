@@ -15,6 +15,8 @@
 #define INVALID_OPCODE 6
 #define GENERAL_PROTECTION 13
 #define PAGE_FAULT 14
+#define PF_WRITE 2
+#define PF_FETCH 16
 #define RFLAGS_IF (1ull << 9)
 #define RFLAGS_RF (1ull << 16)
 
@@ -162,6 +164,18 @@ static bool debugged(const struct kvmpy_translate *t, uint32_t vector)
 	       t->debug.control & KVM_GUESTDBG_USE_SW_BP;
 }
 
+/* Of an instruction that modifies memory the library tells the read's fault, the processor a write's. */
+static void correct_write_bit(struct kvmpy_translate *t)
+{
+	struct translate_instruction insn;
+
+	if (t->env->error_code & (PF_WRITE | PF_FETCH) || t->env->cr[2] - t->env->rip < 16)
+		return;
+	translate_decode(t, &insn);
+	if (translate_modifies_memory(&insn))
+		t->env->error_code |= PF_WRITE;
+}
+
 /* Handlers whose first instruction can't be fetched fault for ever, and no block ever begins. */
 static void stop_if_asked(struct kvmpy_translate *t)
 {
@@ -186,6 +200,8 @@ static void on_exception(void *engine, uint32_t vector, void *user)
 		translate_debug_exit(t, BREAKPOINT, 0);
 		return;
 	}
+	if (vector == PAGE_FAULT)
+		correct_write_bit(t);
 	deliver_exception(t, vector);
 	stop_if_asked(t);
 	/* A read that faults at its second page leaves a mark, without which there are no hooks of reads. */

@@ -13,6 +13,7 @@
 
 #include "translate.h"
 
+#define INVALID_OPCODE 6
 #define GENERAL_PROTECTION 13
 #define CR0_PE 1ull
 #define CR0_NW (1ull << 29)
@@ -99,8 +100,6 @@ static void load_task(struct kvmpy_translate *t, const struct translate_instruct
 	uint8_t modrm = insn->bytes[insn->length];
 	uint64_t selector = t->env->regs[(modrm & 7) | (insn->rex & 1) << 3];
 
-	if ((modrm >> 3 & 7) != 3)
-		return;
 	if (modrm >= 0xc0 && !(selector & 0xfffc))
 		refuse(t);
 	__atomic_fetch_or(&t->attention, ATTENTION_TASK, __ATOMIC_RELAXED);
@@ -127,9 +126,10 @@ static void debug_trap(struct kvmpy_translate *t, const struct translate_instruc
 
 static void two_bytes(struct kvmpy_translate *t, const struct translate_instruction *insn)
 {
-	/* #GP above ring 0 and #UD of LTR in real mode need no help. */
+	if (insn->bytes[insn->length - 1] == 0x00 && (!translate_protected(t) || t->env->mode & MODE_VM86))
+		unicorn.raise(t->env, INVALID_OPCODE, 0);
 	if (translate_protected(t) && (translate_cpl(t) || t->env->mode & MODE_VM86))
-		return;
+		refuse(t);
 	switch (insn->bytes[insn->length - 1]) {
 	case 0x00: load_task(t, insn); break;
 	case 0x22: move_to_cr(t, insn); break;
@@ -139,20 +139,49 @@ static void two_bytes(struct kvmpy_translate *t, const struct translate_instruct
 	}
 }
 
+/* Whether it is an instruction this file is about, with all the bytes it takes to tell. */
+static bool is_sensitive(const struct translate_instruction *insn)
+{
+	const uint8_t *last = insn->bytes + insn->length - 1;
+
+	if (insn->opcode == 0xf1)
+		return true;
+	if (insn->opcode != 0x0f || insn->available < insn->length)
+		return false;
+	if (*last == 0x30 || *last == 0x32)
+		return true;
+	if (insn->available == insn->length)
+		return false;
+	return *last == 0x22 || *last == 0x23 || (*last == 0x00 && (last[1] >> 3 & 7) == 3);
+}
+
+/* The flags of a fault at a hooked instruction are lost, so only those that need a hook keep one. */
+static void drop_hook(struct kvmpy_translate *t, uint64_t linear)
+{
+	for (uint32_t i = 0; i < t->code_count; i++) {
+		if (t->code_addresses[i] != linear)
+			continue;
+		unicorn.unhook(t->unicorn, t->code_hooks[i]);
+		t->code_hooks[i] = t->code_hooks[--t->code_count];
+		t->code_addresses[i] = t->code_addresses[t->code_count];
+		unicorn.ctl(t->unicorn, UNICORN_CTL_REMOVE_CACHE, linear, linear + 1);
+		unicorn.leave_code(t->cpu);
+	}
+}
+
 static void on_code(void *engine, uint64_t pc, uint32_t size, void *user)
 {
 	struct kvmpy_translate *t = user;
 	struct translate_instruction *insn = &t->wait.insn;
 
 	(void)engine;
-	(void)pc;
 	(void)size;
 	translate_decode(t, insn);
-	if (insn->opcode == 0xf1)
+	if (!is_sensitive(insn))
+		drop_hook(t, pc);
+	else if (insn->opcode == 0xf1)
 		debug_trap(t, insn);
-	if (insn->opcode == 0x0f && insn->available > insn->length)
-		two_bytes(t, insn);
-	else if (insn->opcode == 0x0f && insn->available == insn->length && insn->bytes[insn->length - 1] >= 0x30)
+	else
 		two_bytes(t, insn);
 }
 
@@ -181,41 +210,35 @@ static bool add_hook(struct kvmpy_translate *t, uint64_t linear)
 	return true;
 }
 
-static bool is_prefix(uint8_t byte)
-{
-	return (byte & 0xf0) == 0x40 || (byte & 0xe7) == 0x26 || (byte >= 0x64 && byte <= 0x67) ||
-	       (byte & 0xfd) == 0xf0 || byte == 0xf3;
-}
-
-static bool sensitive(const uint8_t *code, uint32_t i, uint32_t size)
+/* Whether code may have such an instruction's opcode here: ICEBP ends its block. */
+static bool suspect(const uint8_t *code, uint32_t i, uint32_t size)
 {
 	if (code[i] == 0xf1)
-		return i + 1 == size;	/* it ends its block */
+		return i + 1 == size;
 	if (code[i] != 0x0f || i + 1 >= size)
 		return false;
-	switch (code[i + 1]) {
-	case 0x00:
-		return i + 2 < size && (code[i + 2] >> 3 & 7) == 3;
-	case 0x22:
-	case 0x23:
-	case 0x30:
-	case 0x32:
-		return true;
-	}
-	return false;
+	return code[i + 1] == 0x00 || (code[i + 1] & 0xfe) == 0x22 || (code[i + 1] & 0xfd) == 0x30;
 }
 
-/* Hooks where the instruction may begin; a wrong guess is never reached, or does nothing. */
+static bool is_one(const struct kvmpy_translate *t, const uint8_t *code, uint32_t size)
+{
+	struct translate_instruction insn = { .available = size < TRANSLATE_LONGEST ? size : TRANSLATE_LONGEST };
+
+	memcpy(insn.bytes, code, insn.available);
+	translate_decode_bytes(&insn, t->env->mode & MODE_CODE64);
+	return is_sensitive(&insn);
+}
+
+/* Hooks wherever the instruction may begin: at its opcode, or at a prefix. */
 static bool search(struct kvmpy_translate *t, uint64_t linear, const uint8_t *code, uint32_t size)
 {
 	bool found = false;
 
 	for (uint32_t i = 0; i < size; i++) {
-		if ((code[i] != 0x0f && code[i] != 0xf1) || !sensitive(code, i, size))
+		if ((code[i] != 0x0f && code[i] != 0xf1) || !suspect(code, i, size))
 			continue;
-		found |= add_hook(t, linear + i);
-		for (uint32_t at = i; at && i - at < 14 && is_prefix(code[at - 1]); at--)
-			found |= add_hook(t, linear + at - 1);
+		for (uint32_t at = i + 1; at-- && i - at < 14 && is_one(t, code + at, size - at);)
+			found |= add_hook(t, linear + at);
 	}
 	return found;
 }

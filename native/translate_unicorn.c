@@ -7,7 +7,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "translate_unicorn.h"
+#include "translate.h"
 
 #define CPU_IN_ENGINE 440	/* pointer to the CPU object */
 #define ENV_IN_CPU 296		/* pointer to the CPU's state */
@@ -181,11 +181,19 @@ static const char *check_layout(void)
 	return wrong;
 }
 
+static bool guard(void *library)
+{
+	static const char name[] = "gen_intermediate_code_x86_64";
+	void *function = dlsym(library, name);
+
+	return function && translate_guard_library(library, name, function);
+}
+
 static const char *load(const char *path)
 {
 	static char reason[REASON];
 	void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-	unsigned major = 0, minor = 0;
+	const char *wrong;
 
 	if (!library) {
 		snprintf(reason, sizeof(reason), "%s", dlerror());
@@ -200,12 +208,14 @@ static const char *load(const char *path)
 		}
 		memcpy((char *)&unicorn + symbols[i].slot, &address, sizeof(address));
 	}
-	if (unicorn.version(&major, &minor) >> 8 != 0x020104) {
-		snprintf(reason, sizeof(reason), "it is version %u.%u.%u", major, minor,
-			 unicorn.version(&major, &minor) >> 8 & 0xff);
+	if (unicorn.version(NULL, NULL) >> 8 != 0x020104) {
+		unsigned all = unicorn.version(NULL, NULL);
+
+		snprintf(reason, sizeof(reason), "it is version %u.%u.%u", all >> 24, all >> 16 & 0xff, all >> 8 & 0xff);
 		return reason;
 	}
-	return check_layout();
+	wrong = check_layout();
+	return wrong || guard(library) ? wrong : "its translator can't be guarded";
 }
 
 const char *kvmpy_unicorn_load(const char *path)

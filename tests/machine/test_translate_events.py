@@ -296,6 +296,45 @@ def test_a_handler_that_is_not_mapped_faults_for_ever_and_can_be_stopped() -> No
         assert guest.rip == HANDLERS + 14 * 32 + (1 << 32)
 
 
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("code", ["f00fabd8", "f0660fb3ec", "66f00fbae801", "f00fa3c1", "f00fbbc0"])
+def test_locked_bit_instructions_of_registers_are_undefined(bits: int, code: str) -> None:
+    """The library would abort the process."""
+    data = ", ".join(f"0x{code[at : at + 2]}" for at in range(0, len(code), 2))
+    with guest_with_handlers(f"inc ebx\n inc ebx\n mov cl, 1\n l: .byte {data}\n hlt", bits) as guest:
+        assert vector_of(guest) == 6
+        rip = frame(guest)[0]
+        assert guest.read(rip, len(code) // 2).hex() == code
+        assert guest.rbx == 2
+
+
+def test_bytes_that_only_look_like_a_locked_bit_instruction() -> None:
+    with Guest(
+        "mov rax, 0xc0b30ff0c0b30ff0\n mov ebx, 0xc0b30ff0\n lock btr dword ptr [0x6000], 1\n hlt"
+    ) as guest:
+        guest.write(0x6000, b"\xff")
+        assert guest.to_halt() == []
+        assert (guest.rax, guest.rbx) == (0xC0B30FF0C0B30FF0, 0xC0B30FF0)
+        assert guest.read(0x6000, 1) == b"\xfd"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("inc dword ptr [rbx]", 2),
+        ("cmp [rbx], eax", 0),
+        ("xchg [rbx], al", 2),
+        ("lock xadd [rbx], eax", 2),
+        ("not word ptr [rbx]", 2),
+    ],
+)
+def test_instructions_that_modify_memory_fault_as_writes(code: str, error: int) -> None:
+    with guest_with_handlers(code, 64) as guest:
+        guest.set(rbx=0x1_7F00_0000)
+        assert vector_of(guest) == 14
+        assert frame(guest)[0] == error
+
+
 def test_faults_push_rf() -> None:
     for code, pushed in (("ud2", RF), ("int3", 0), ("int 0x80", 0)):
         with guest_with_handlers(code, 64) as guest:
