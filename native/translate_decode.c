@@ -63,32 +63,9 @@ void translate_decode(struct kvmpy_translate *t, struct translate_instruction *i
 	translate_decode_bytes(insn, env->mode & MODE_CODE64);
 }
 
-/* Whether it reads its memory operand only to write it again: its page fault is a write's from the start. */
-bool translate_modifies_memory(const struct translate_instruction *insn)
+static bool modifies_0f(uint8_t opcode, uint8_t group)
 {
-	const uint8_t *bytes = insn->bytes + insn->prefixes;
-	uint8_t opcode = insn->opcode, group;
-
-	if (insn->prefixes > 12)
-		return false;
-	group = bytes[1] >> 3 & 7;
 	switch (opcode) {
-	case 0x00 ... 0x37:	/* ADD to XOR, to memory; not what lies between them */
-		return (opcode & 7) < 2;
-	case 0x80 ... 0x83:
-		return group != 7;
-	case 0x86: case 0x87:	/* XCHG */
-	case 0xc0: case 0xc1: case 0xd0 ... 0xd3:	/* shifts */
-		return true;
-	case 0xf6: case 0xf7:	/* NOT, NEG */
-		return group == 2 || group == 3;
-	case 0xfe: case 0xff:	/* INC, DEC */
-		return group < 2;
-	}
-	if (opcode != 0x0f)
-		return false;
-	group = bytes[2] >> 3 & 7;
-	switch (bytes[1]) {
 	case 0xa4: case 0xa5: case 0xac: case 0xad:	/* SHLD, SHRD */
 	case 0xab: case 0xb3: case 0xbb:		/* BTS, BTR, BTC */
 	case 0xb0: case 0xb1: case 0xc0: case 0xc1:	/* CMPXCHG, XADD */
@@ -99,4 +76,29 @@ bool translate_modifies_memory(const struct translate_instruction *insn)
 		return group == 1;
 	}
 	return false;
+}
+
+/* Whether it reads its memory operand only to write it again: its page fault is a write's from the start. */
+bool translate_modifies_memory(const struct translate_instruction *insn)
+{
+	const uint8_t *bytes = insn->bytes + insn->prefixes;
+	uint8_t group;
+
+	if (insn->prefixes > 12)
+		return false;
+	group = bytes[1] >> 3 & 7;
+	switch (bytes[0]) {
+	case 0x0f:
+		return modifies_0f(bytes[1], bytes[2] >> 3 & 7);
+	case 0x80 ... 0x83:
+		return group != 7;
+	case 0x86: case 0x87:				/* XCHG */
+	case 0xc0: case 0xc1: case 0xd0 ... 0xd3:	/* shifts */
+		return true;
+	case 0xf6: case 0xf7:				/* NOT, NEG */
+		return group == 2 || group == 3;
+	case 0xfe: case 0xff:				/* INC, DEC */
+		return group < 2;
+	}
+	return bytes[0] < 0x38 && (bytes[0] & 7) < 2;	/* ADD to XOR, to memory */
 }
