@@ -4,20 +4,11 @@
 #include <string.h>
 
 #include "bus.h"
+#include "bytes.h"
 
 static uint64_t low_bytes(uint64_t value, uint32_t size)
 {
 	return size >= 8 ? value : value & ((1ULL << (8 * size)) - 1);
-}
-
-static uint64_t load(const uint8_t *bytes, uint32_t size)
-{
-	switch (size) {
-	case 1: return *bytes;
-	case 2: return *(const uint16_t __attribute__((aligned(1), may_alias)) *)bytes;
-	case 4: return *(const uint32_t __attribute__((aligned(1), may_alias)) *)bytes;
-	default: return *(const uint64_t __attribute__((aligned(1), may_alias)) *)bytes;
-	}
 }
 
 /*
@@ -49,8 +40,8 @@ static uint64_t registers_read(struct kvmpy_registers *r, uint64_t offset, uint3
 {
 	uint64_t value = 0;
 
-	if (likely(!load(r->clear_read + offset, size)))
-		return load(r->memory + offset, size) & load(r->readable + offset, size);
+	if (likely(!get(r->clear_read + offset, size)))
+		return get(r->memory + offset, size) & get(r->readable + offset, size);
 	for (uint32_t i = 0; i < size; i++) {
 		uint8_t clear = r->clear_read[offset + i];
 		uint8_t byte = clear ? __atomic_fetch_and(&r->memory[offset + i], (uint8_t)~clear, __ATOMIC_RELAXED)
@@ -64,7 +55,7 @@ static uint64_t registers_read(struct kvmpy_registers *r, uint64_t offset, uint3
 static enum kvmpy_verdict registers(struct kvmpy_registers *r, uint64_t offset, uint64_t *value, uint32_t size,
 				    bool is_write)
 {
-	uint64_t effects = load(r->to_python + offset, size);
+	uint64_t effects = get(r->to_python + offset, size);
 
 	/* 1 in any byte: reads have a side effect there; 2: writes have. */
 	if (unlikely(effects & (is_write ? 0x0202020202020202 : 0x0101010101010101)))

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "bus.h"
+#include "bytes.h"
 #include "dirty.h"
 #include "ring.h"
 
@@ -44,31 +45,6 @@ void kvmpy_vcpu_free(struct kvmpy_vcpu *vcpu)
 		timer_delete(vcpu->timer);
 	free(vcpu->counts);
 	free(vcpu);
-}
-
-static uint64_t get(const uint8_t *bytes, uint32_t size)
-{
-	uint64_t value = 0;
-
-	switch (size) {
-	case 1: return *bytes;
-	case 2: return *(const uint16_t __attribute__((aligned(1), may_alias)) *)bytes;
-	case 4: return *(const uint32_t __attribute__((aligned(1), may_alias)) *)bytes;
-	case 8: return *(const uint64_t __attribute__((aligned(1), may_alias)) *)bytes;
-	}
-	memcpy(&value, bytes, size);
-	return value;
-}
-
-static void put(uint8_t *bytes, uint64_t value, uint32_t size)
-{
-	switch (size) {
-	case 1: *bytes = value; return;
-	case 2: *(uint16_t __attribute__((aligned(1), may_alias)) *)bytes = value; return;
-	case 4: *(uint32_t __attribute__((aligned(1), may_alias)) *)bytes = value; return;
-	case 8: *(uint64_t __attribute__((aligned(1), may_alias)) *)bytes = value; return;
-	}
-	memcpy(bytes, &value, size);
 }
 
 static void log_access(struct kvmpy_vcpu *vcpu, uint64_t address, uint64_t value)
