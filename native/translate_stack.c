@@ -9,12 +9,16 @@
 #define GUARD 4096
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define FIBER_START(save, bottom, size) __sanitizer_start_switch_fiber(save, bottom, size)
 #define FIBER_FINISH(save, bottom, size) __sanitizer_finish_switch_fiber(save, bottom, size)
+/* Whatever is mapped at a stack's address next must not inherit what was poisoned in frames nobody returned from. */
+#define FIBER_FORGET(stack, size) __asan_unpoison_memory_region(stack, size)
 #else
 #define FIBER_START(save, bottom, size) ((void)0)
 #define FIBER_FINISH(save, bottom, size) ((void)0)
+#define FIBER_FORGET(stack, size) ((void)0)
 #endif
 
 /*
@@ -93,8 +97,10 @@ int translate_stack_new(struct kvmpy_translate *t)
 
 void translate_stack_free(struct kvmpy_translate *t)
 {
-	if (t->stack)
+	if (t->stack) {
+		FIBER_FORGET(t->stack, STACK_SIZE);
 		munmap(t->stack, STACK_SIZE);
+	}
 	t->stack = NULL;
 }
 
