@@ -36,7 +36,9 @@ def make_ffi() -> FFI:
     """cffi's builder for the module; the C files are compiled beside it, so its own source is just headers."""
     ffi = FFI()
     ffi.cdef(declarations())
-    headers = sorted(path.name for path in HERE.glob("*.h") if path.name not in ("bytes.h", "kvmpy_handler.h"))
+    headers = sorted(
+        path.name for path in HERE.glob("*.h") if path.name not in ("bytes.h", "kvmpy_handler.h")
+    )
     ffi.set_source(MODULE, "".join(f'#include "{name}"\n' for name in headers))
     return ffi
 

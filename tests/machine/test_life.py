@@ -251,7 +251,9 @@ def test_the_first_ending_counts(bare: Bare) -> None:
 @contextmanager
 def on_alarm(action: Callable[[], object], seconds: float) -> Iterator[None]:
     old = signal.signal(signal.SIGALRM, lambda number, frame: action())
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again and again: the first may come before the run
+    signal.setitimer(
+        signal.ITIMER_REAL, seconds, seconds
+    )  # again and again: the first may come before the run
     try:
         yield
     finally:
