@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: MIT
 /*
- * LOCK BT, BTS, BTR and BTC of a register are invalid, but Unicorn's translator doesn't see that and aborts the process, or
- * worse. No hook of its is called before a block is translated, so the engine stands between: it takes over the slot
- * through which the library calls its own gen_intermediate_code(). Blocks are cut so that such an instruction begins one
- * (no instruction is longer than 15 bytes), and is then translated with UD2 in its place.
+ * Code that makes Unicorn's translator abort the process, or write where it shouldn't. No hook of its is called before a
+ * block is translated, so the engine stands between: it takes over the slot through which the library calls its own
+ * gen_intermediate_code().
+ *
+ * LOCK BT, BTS, BTR and BTC of a register are invalid, but the translator doesn't see that. Blocks are cut so that such an
+ * instruction begins one (no instruction is longer than 15 bytes), and is then translated with UD2 in its place.
+ *
+ * AAM and others each leave one or more of a block's 512 temporary values unreturned, which nobody counts: no block
+ * has more than MOST instructions.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,6 +21,7 @@
 #define LONGEST TRANSLATE_LONGEST
 #define WINDOW (4096 + LONGEST)		/* no block is longer than a page */
 #define UD2 0x0b
+#define MOST 48
 
 typedef void translate_block(void *cpu, void *block, int instructions);
 
@@ -101,6 +107,8 @@ static void guarded(void *cpu, void *block, int instructions)
 	size = translate_read(t, linear, code, sizeof(code));
 	if (poisonous(code, size, code64, &at))
 		return translate_poison(t, linear, at, cpu, block);
+	if (instructions > MOST)
+		instructions = MOST;
 	first = search(code, size, code64);
 	if (first < size && (size_t)instructions > first / LONGEST + !(first / LONGEST))
 		instructions = first / LONGEST + !(first / LONGEST);

@@ -308,6 +308,17 @@ def test_locked_bit_instructions_of_registers_are_undefined(bits: int, code: str
         assert guest.rbx == 2
 
 
+@pytest.mark.parametrize(
+    "instruction", ["aam 7", "aad 7", "bound eax, [0x6000]", "lsl eax, ebx", "enter 0, 31", "str ax"]
+)
+def test_long_blocks_of_instructions_that_waste_the_translators_temporaries(instruction: str) -> None:
+    with guest_with_handlers("\n".join([instruction] * 600) + "\n inc ebx\n hlt", 32) as guest:
+        guest.write(0x6000, struct.pack("<iI", -(1 << 31), (1 << 31) - 1))
+        guest.set(rsp=0x3FF000, rbp=0x3FE000)
+        assert guest.enter().reason == HLT
+        assert guest.rbx == 1
+
+
 def test_bytes_that_only_look_like_a_locked_bit_instruction() -> None:
     with Guest(
         "mov rax, 0xc0b30ff0c0b30ff0\n mov ebx, 0xc0b30ff0\n lock btr dword ptr [0x6000], 1\n hlt"
