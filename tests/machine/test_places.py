@@ -76,11 +76,12 @@ def test_no_access_is_lost_or_handled_twice(kvmpy_engine: str, moves: int) -> No
         assert machine.rings[0].dropped == 0
         # The guest counts as well: it may have been stopped between its write and its count.
         assert range_.count - machine.cpus[0].regs.rcx in (0, 1)
-        # What left the guest is either an exit or was kept by the kernel; every exit was counted once.
-        assert range_.count == exits + range_.kernel_count
+        # What left the guest is either an exit or was kept by the kernel; every exit was counted once, but for one
+        # that had just come when the machine was stopped: the next run would handle it.
+        assert exits + range_.kernel_count - range_.count in (0, 1)
         assert counter.writes >= range_.kernel_count
         in_python = counter.writes - range_.kernel_count
-        in_c = exits - in_python - logged
+        in_c = range_.count - range_.kernel_count - in_python - logged
         assert in_python > 0
         assert logged > 0
         assert in_c > 0
