@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -208,6 +209,29 @@ def test_writes_stay_their_owners_when_the_range_goes(bare: Bare) -> None:
 
     machine.run(timeout=LONG_ENOUGH)
     assert log == [("first", 0, 1, 1), ("first", 0, 2, 1), ("second", 0, 4, 1)]
+    assert first.count == 2
+
+
+@pytest.mark.threads
+def test_writes_stay_their_owners_when_the_range_goes_meanwhile(bare: Bare) -> None:
+    """The same from another thread, with the writes still in the kernel's hands."""
+    machine = bare(counting(0x80, 0x80, 0x90)[:-1] + b"\xeb\xfe")
+    log: list[tuple[Any, ...]] = []
+    first = machine.ports.attach(0x80, 1, Seen(log, "first"))
+    first.place = "kernel"
+    event = machine.ports.eventfd(0x90)
+
+    def change() -> None:
+        select.select([event], [], [], LONG_ENOUGH)
+        machine.ports.detach(first)
+        machine.ports.attach(0x80, 1, Seen(log, "second"))
+        machine.stop()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    machine.run(timeout=LONG_ENOUGH)
+    thread.join()
+    assert log == [("first", 0, 1, 1), ("first", 0, 2, 1)]
     assert first.count == 2
 
 
