@@ -55,7 +55,6 @@ def test_one_that_comes_late_stays_outside() -> None:
     machine = Machine()
     threads = threads_of(machine)
     threads.run(time.monotonic() + 0.01)
-    machine.ending = None
     threads._thread(Cpu())  # type: ignore[arg-type]
     assert len(machine.ran) == 2
 
