@@ -110,6 +110,12 @@ struct kvmpy_table *kvmpy_bus_enter_slow(struct kvmpy_vcpu *vcpu)
 	return table;
 }
 
+/* The table a vCPU uses. What it read from another one before happened before this look: that one may be freed. */
+struct kvmpy_table *kvmpy_table_in_use(struct kvmpy_vcpu *vcpu)
+{
+	return __atomic_load_n(&vcpu->table, __ATOMIC_SEQ_CST);
+}
+
 const struct kvmpy_range *kvmpy_find(const struct kvmpy_table *table, int space, uint64_t address)
 {
 	const struct kvmpy_space_table *s = &table->spaces[space];

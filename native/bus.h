@@ -81,6 +81,8 @@ struct kvmpy_bus *kvmpy_bus_new(void);
 void kvmpy_bus_free(struct kvmpy_bus *bus);
 void kvmpy_bus_publish(struct kvmpy_bus *bus, struct kvmpy_table *table);
 
+struct kvmpy_table *kvmpy_table_in_use(struct kvmpy_vcpu *vcpu);
+
 /* The table to use for this exit; after that, the pointers in it stay valid until the next call for this vCPU. */
 struct kvmpy_table *kvmpy_bus_enter_slow(struct kvmpy_vcpu *vcpu);
 

@@ -506,7 +506,7 @@ class Bus:
         return table, rules
 
     def _reclaim(self) -> None:
-        in_use = {int(ffi.cast("uintptr_t", vcpu.table)) for vcpu in self.vcpus}
+        in_use = {int(ffi.cast("uintptr_t", lib.kvmpy_table_in_use(vcpu))) for vcpu in self.vcpus}
         keep = []
         for table, rules in self._retired:
             if int(ffi.cast("uintptr_t", table)) in in_use:
