@@ -5,6 +5,10 @@
  * A kick sets its bit, then run->immediate_exit, then sends the thread a signal whose handler sets immediate_exit once
  * more. Whether the vCPU is in the guest, on its way into it, or in Python, its next or current entry returns EINTR;
  * there is no moment at which a kick could be missed (KVM API document, kvm_run.immediate_exit).
+ *
+ * Real-time signals queue, each of them, so a thread that is kicked faster than it takes signals would do nothing else.
+ * So there is one on its way at most: vcpu->signalled names the thread it went to, and the handler takes that back
+ * before it sets immediate_exit, which makes it the signal of every kick until then.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -45,6 +49,7 @@ static void on_kick(int number, siginfo_t *info, void *context)
 	(void)context;
 	if (!vcpu)
 		return;
+	__atomic_store_n(&vcpu->signalled, 0, __ATOMIC_SEQ_CST);
 	if (info->si_code == SI_TIMER)
 		__atomic_fetch_or(&vcpu->kick, KVMPY_KICK_TIMER, __ATOMIC_SEQ_CST);
 	set_immediate_exit(vcpu, 1);
@@ -107,6 +112,7 @@ int kvmpy_thread_enter(struct kvmpy_vcpu *vcpu, uint64_t deadline_ns, uint64_t t
 	vcpu->deadline_ns = deadline_ns;
 	vcpu->tick_ns = tick_ns;
 	vcpu->next_tick_ns = tick_ns ? now_ns() + tick_ns : 0;
+	__atomic_store_n(&vcpu->signalled, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&vcpu->tid, (pid_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
 	if (deadline_ns || tick_ns || vcpu->wake_ns) {
 		int error = start_timer(vcpu);
@@ -138,7 +144,7 @@ void kvmpy_kick(struct kvmpy_vcpu *vcpu, uint32_t why)
 	__atomic_fetch_or(&vcpu->kick, why, __ATOMIC_SEQ_CST);
 	set_immediate_exit(vcpu, 1);
 	tid = __atomic_load_n(&vcpu->tid, __ATOMIC_SEQ_CST);
-	if (tid && running != vcpu)
+	if (tid && running != vcpu && __atomic_exchange_n(&vcpu->signalled, tid, __ATOMIC_SEQ_CST) != tid)
 		syscall(SYS_tgkill, getpid(), tid, KICK_SIGNAL);
 }
 

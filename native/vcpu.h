@@ -118,6 +118,7 @@ struct kvmpy_vcpu {
 	uint32_t kick;
 	uint32_t why;
 	pid_t tid;
+	pid_t signalled;		/* the tid that a kick's signal is on its way to; 0: none */
 	int error;
 	/* CLOCK_MONOTONIC; 0: none. tick_ns is a length of time, the others are moments. */
 	uint64_t deadline_ns, wake_ns, next_tick_ns, tick_ns;
