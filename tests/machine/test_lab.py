@@ -103,17 +103,18 @@ def test_kinds_without_an_exit_to_user_space_have_no_split() -> None:
 def test_a_handicap_is_in_the_handler_and_nowhere_else() -> None:
     if "kvm" not in engines():
         pytest.skip("the kvm engine doesn't work on this host")
-    medians = {}
+    least = {}
     for spin in (0, 50_000):
         with choose(["outl_to_user"])[0].open(bench("kvm", spin)) as trial:
             for _ in range(20):
                 found = trial.round(0.2, 20)
                 if found.parts["handler"].total:
                     break
-        medians[spin] = {part: found.parts[part].percentile(50) for part in PARTS}
-    added = medians[50_000]["handler"] - medians[0]["handler"]
-    assert 50_000 <= added < 60_000
-    assert medians[50_000]["out"] < 2 * medians[0]["out"]
+        least[spin] = {part: found.parts[part].min for part in PARTS}
+    # Of few samples, on a busy host, only the fastest says what was done: to 1 %, for no two are quite the same.
+    added = least[50_000]["handler"] - least[0]["handler"]
+    assert 49_500 <= added < 60_000
+    assert least[50_000]["out"] < 2 * least[0]["out"]
 
 
 def test_python_takes_longer_than_c(engine: str) -> None:
