@@ -60,7 +60,7 @@ fingerprint() {
 # Each purpose includes those before it; .venv/purpose and .venv/built say what is installed.
 extras() {
     case $1 in
-        run) echo translate ;;
+        run) echo translate,debug ;;
         test) echo translate,debug,test ;;
         lint) echo translate,debug,test,lint ;;
     esac
