@@ -52,7 +52,7 @@ fingerprint() {
     {
         "$python" -c 'import sys; print(sys.version, sys.prefix)'
         printf '%s\n' "$root" "${KVMPY_CFLAGS-}" "${KVMPY_LDFLAGS-}" "${CC-}"
-        find "$root/pyproject.toml" "$root/native" "$root/guest_images" -type f ! -name '*.pyc' -print0 |
+        find "$root/pyproject.toml" "$root/scripts/environment.sh" "$root/native" "$root/guest_images" -type f ! -name '*.pyc' -print0 |
             LC_ALL=C sort -z | xargs -0 cat
     } | sha256sum
 }
