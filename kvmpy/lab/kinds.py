@@ -146,6 +146,16 @@ def _only_kvm(bench: Bench) -> str:
     )
 
 
+def _device_in_kernel(bench: Bench) -> str:
+    return "" if bench.engine == "kvm" else f"the {bench.engine} engine has no devices in the kernel"
+
+
+def _apic_in_kernel(bench: Bench) -> str:
+    if bench.engine == "kvm":
+        return ""
+    return "the local APIC in user space is neither an x2APIC nor has it a TSC deadline"
+
+
 def _mapped_by_hardware(bench: Bench) -> str:
     if bench.engine == "kvm" and bench.technique == "PVM":
         return (
@@ -185,9 +195,9 @@ def _ports() -> list[Kind]:
     inl, outl = Floor("inl_from_user"), Floor("outl_to_user")
     return [
         Kind(group, "inl_from_kernel", "read the PICs' ELCR, a device in the kernel",
-             Guest("inl_from_kernel", irqchip="kernel"), Floor("inl_from_kernel", irqchip=True)),
+             Guest("inl_from_kernel", irqchip="kernel"), Floor("inl_from_kernel", irqchip=True), _device_in_kernel),
         Kind(group, "outl_to_kernel", "write to it", Guest("outl_to_kernel", irqchip="kernel"),
-             Floor("outl_to_kernel", irqchip=True)),
+             Floor("outl_to_kernel", irqchip=True), _device_in_kernel),
         Kind(group, "inl_from_user", "read a port that C answers in user space", Guest("inl_from_user", s.port_c), inl),
         Kind(group, "outl_to_user", "write to it", Guest("outl_to_user", s.port_c), outl),
         Kind(group, "inl_from_python", "read a port that a Python device answers",
@@ -258,9 +268,9 @@ def _interrupts() -> list[Kind]:
         Kind(group, "ipi_halted", "the same to a vCPU that sleeps in HLT",
              Guest("ipi", others=("ipi_sleeper",), **pair), None, _two_cpus),
         Kind(group, "tscdeadline_immed", "arm a deadline that is over, to the handler's first instruction",
-             Guest("tscdeadline_immed", s.deadline_timer, handler="stamps", chunk=FEW, **chip)),
+             Guest("tscdeadline_immed", s.deadline_timer, handler="stamps", chunk=FEW, **chip), None, _apic_in_kernel),
         Kind(group, "tscdeadline", f"how late a deadline {AHEAD} cycles ahead is: to the handler's first instruction",
-             Guest("tscdeadline", s.deadline_timer, AHEAD, handler="stamps", chunk=FEW, **chip)),
+             Guest("tscdeadline", s.deadline_timer, AHEAD, handler="stamps", chunk=FEW, **chip), None, _apic_in_kernel),
     ]  # fmt: skip
     how = {
         "self_ipi_sti_nop": "STI, NOP", "self_ipi_sti_hlt": "STI, HLT", "self_ipi_tpr": "held back by CR8",
@@ -273,9 +283,8 @@ def _interrupts() -> list[Kind]:
     for name in ("sti_nop", "sti_hlt"):
         entry = f"x2apic_self_ipi_{name}"
         guest = Guest(entry, handler="answers_x2apic", **chip)
-        found.append(
-            Kind(group, entry, f"the same through x2APIC's own MSR: {how['self_ipi_' + name]}", guest)
-        )
+        summary = f"the same through x2APIC's own MSR: {how['self_ipi_' + name]}"
+        found.append(Kind(group, entry, summary, guest, None, _apic_in_kernel))
     return found
 
 

@@ -9,7 +9,7 @@ from kvmpy._native import ffi, lib
 from kvmpy.errors import EngineError, KvmError, KvmpyError
 from kvmpy.lab import guests
 from kvmpy.lab.histogram import Histogram
-from kvmpy.machine.machine import IRQCHIPS, Machine
+from kvmpy.machine.machine import Machine
 from kvmpy.machine.rules import Native
 
 TYPE_CHECKING = False
@@ -163,7 +163,7 @@ class GuestTrial:
                 settings.memory,
                 settings.cpus,
                 self.bench.engine,
-                irqchip=settings.irqchip,
+                irqchip=self._irqchip(),
                 backing=settings.backing,
             )
             self.closing.append(self.machine.close)
@@ -177,8 +177,7 @@ class GuestTrial:
     def _irqchip(self) -> str:
         """Where the interrupt controllers are: in the kernel, or for an engine that isn't there, in user space."""
         wanted: str = self.settings.irqchip
-        outside = wanted == "kernel" and self.bench.engine != "kvm" and "user" in IRQCHIPS
-        return "user" if outside else wanted
+        return "user" if wanted == "kernel" and self.bench.engine != "kvm" else wanted
 
     def _load(self) -> None:
         settings, machine, image = self.settings, self.machine, self.bench.image
@@ -311,16 +310,17 @@ class FloorTrial:
         return Round.of(native.collector)
 
     def _run(self, deadline: int, chunks: int) -> int:
-        native, error = self._native, 0
+        native = self._native
         if self._method == "run":
             return int(lib.kvmpy_floor_run(native, deadline, chunks))
         lib.kvmpy_collector_start(native.collector)
-        while not error and native.collector.chunks < chunks and self.bench.tsc() < deadline:
+        while True:
             if self._method == "immediate":
                 error = lib.kvmpy_floor_immediate(native, CHUNK)
             else:
                 error = lib.kvmpy_floor_regs(native, CHUNK, self._method == "set_regs")
-        return int(error)
+            if error or native.collector.chunks >= chunks or self.bench.tsc() >= deadline:
+                return int(error)
 
     def close(self) -> None:
         """Ends the floor's VM."""
