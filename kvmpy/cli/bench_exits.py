@@ -65,6 +65,9 @@ def command(
     from kvmpy.lab.page import page
 
     found = report.build(lab)
+    _print(
+        found, to_stderr="-" in files
+    )  # first: a file that can't be written doesn't take the numbers along
     writers: list[tuple[str | None, Writer]] = [
         (json_file, report.dumps), (csv_file, exports.csv), (html_file, page),
         (openmetrics_file, exports.openmetrics),
@@ -76,7 +79,6 @@ def command(
         from kvmpy.lab.plot import plot
 
         plot(found, plot_file)
-    _print(found, to_stderr="-" in files)
     return INTERRUPTED if found["partial"] else 0
 
 

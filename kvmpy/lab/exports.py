@@ -11,7 +11,8 @@ QUANTILES = (("0.5", "p50"), ("0.9", "p90"), ("0.99", "p99"), ("0.999", "p99.9")
 
 
 def csv(report: dict[str, Any]) -> str:
-    """A line for each kind and engine: cycles, nanoseconds, the split's medians, the ratio to the floor."""
+    """A line for each kind and engine: cycles, nanoseconds, the split's medians, the ratio to the floor. Without
+    samples (all were interrupted) there are no times."""
     import csv as writer
     import io
 
@@ -28,7 +29,7 @@ def csv(report: dict[str, Any]) -> str:
         ratio = (floor or {}).get("ratio") or {}
         out.writerow(
             [result["kind"], result["group"], result["engine"], result["samples"], result["interrupted"],
-             *(result["cycles"][name] for name in STATISTICS), *(result["ns"][name] for name in STATISTICS),
+             *(result[unit][name] if result["samples"] else "" for unit in ("cycles", "ns") for name in STATISTICS),
              (result.get("net") or {}).get("p50_ns", ""),
              *(split[name]["ns"]["p50"] if split else "" for name in parts), floor["ns"]["p50"] if floor else "",
              *(f"{ratio[name]:.5f}" if ratio else "" for name in ("value", "low", "high"))]
@@ -45,7 +46,10 @@ def _labels(**values: object) -> str:
 
 
 def openmetrics(report: dict[str, Any]) -> str:
-    """Summaries in seconds, by kind and engine; ends with # EOF as OpenMetrics wants."""
+    """Summaries in seconds, by kind and engine; ends with # EOF as OpenMetrics wants.
+
+    Only types that the older text format has too: the textfile collector reads that, and refuses a file with others.
+    """
     fingerprint, software = report["fingerprint"], report["fingerprint"].get("software", {})
     hz = report["clock"]["hz"]
     name = "kvmpy_exit_latency_seconds"
@@ -56,7 +60,7 @@ def openmetrics(report: dict[str, Any]) -> str:
     ]
     for result in report["results"]:
         where = {"kind": result["kind"], "engine": result["engine"]}
-        for quantile, statistic in QUANTILES:
+        for quantile, statistic in QUANTILES if result["samples"] else ():
             value = result["cycles"][statistic] / hz
             lines.append(f"{name}{_labels(**where, quantile=quantile)} {value:.10g}")
         lines.append(f"{name}_sum{_labels(**where)} {result['cycles']['mean'] * result['samples'] / hz:.10g}")
@@ -68,8 +72,8 @@ def openmetrics(report: dict[str, Any]) -> str:
         partial=report["partial"],
     )  # fmt: skip
     lines += [
-        "# TYPE kvmpy_lab info",
-        "# HELP kvmpy_lab What was measured where.",
+        "# TYPE kvmpy_lab_info gauge",
+        "# HELP kvmpy_lab_info What was measured where.",
         f"kvmpy_lab_info{info} 1",
         "# EOF",
     ]

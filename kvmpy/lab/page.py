@@ -29,7 +29,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 300, 48, 36, 10
 PARTS = (("out", "guest to user space"), ("handler", "handler"), ("in", "user space to guest"))
 STYLE = """
 :root{color-scheme:light dark;--line:#8886;--soft:#8881}
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
@@ -37,7 +37,7 @@ td:first-child,th:first-child,td.t,th.t{text-align:left}
 tr:hover td{background:var(--soft)}
 svg{max-width:100%;height:auto}svg text{fill:currentColor;font-size:11px}
 .grid{stroke:currentColor;stroke-opacity:.15}.key{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.85rem}
-.key i{display:inline-block;width:1em;height:.25em;margin-right:.4em;vertical-align:middle}
+.key i{display:inline-block;width:1.6em;height:.25em;margin-right:.4em;vertical-align:middle}
 .partial{border:2px solid #c2510f;padding:.5rem 1rem;font-weight:600}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;font-size:.9rem}dd{margin:0;overflow-wrap:anywhere}
 """
@@ -57,11 +57,14 @@ def page(report: dict[str, Any]) -> str:
     if report["partial"]:
         parts.append(f'<p class="partial">Partial: {escape(report["partial"])}</p>')
     parts += [f"<p>{escape(note)}</p>" for note in text.notes(report)]
-    results = [result for result in report["results"] if result["samples"]]
-    for group in dict.fromkeys(result["group"] for result in results):
-        mine = [result for result in results if result["group"] == group]
-        parts += [f"<h2>{escape(group)}</h2>", _table(mine), _distributions(mine, report)]
-    split = [result for result in results if result["split"]]
+    for group in dict.fromkeys(result["group"] for result in report["results"]):
+        mine = [result for result in report["results"] if result["group"] == group]
+        parts += [
+            f"<h2>{escape(group)}</h2>",
+            _table(mine, report["clock"]["hz"]),
+            _distributions(mine, report),
+        ]
+    split = [result for result in report["results"] if result["split"]]
     if split:
         parts += ["<h2>where the time goes</h2>", _split(split, report)]
     parts += [*_missing(report), "<h2>the host</h2>", _host(report), "</body></html>"]
@@ -72,7 +75,7 @@ def _cells(values: Iterable[str], tag: str = "td") -> str:
     return "".join(f"<{tag}>{value}</{tag}>" for value in values)
 
 
-def _table(results: list[dict[str, Any]]) -> str:
+def _table(results: list[dict[str, Any]], hz: float) -> str:
     head = (
         "kind",
         "engine",
@@ -90,18 +93,25 @@ def _table(results: list[dict[str, Any]]) -> str:
     for result in results:
         ratio = (result.get("floor") or {}).get("ratio")
         over = f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})" if ratio else ""
-        times = [
-            text.nanoseconds(result["ns"][name]) for name in ("min", "p50", "p90", "p99", "p99.9", "max")
-        ]
-        cells = [escape(result["kind"]), result["engine"], str(result["samples"]), *times, over,
+        cells = [escape(result["kind"]), result["engine"], str(result["samples"]), *_times(result, hz), over,
                  str(result["interrupted"])]  # fmt: skip
         rows.append(f'<tr title="{escape(result["summary"])}">{_cells(cells)}</tr>')
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
+def _times(result: dict[str, Any], hz: float) -> list[str]:
+    """As on the terminal: where all samples were interrupted, their median in parentheses."""
+    if not result["samples"]:
+        return ["", f"({text.nanoseconds(text.interrupted_median(result, hz))})", "", "", "", ""]
+    return [text.nanoseconds(result["ns"][name]) for name in ("min", "p50", "p90", "p99", "p99.9", "max")]
+
+
 def _distributions(results: list[dict[str, Any]], report: dict[str, Any]) -> str:
-    """Cumulative distributions over a logarithmic axis of time."""
+    """Cumulative distributions over a logarithmic axis of time, of those that have samples."""
     hz = report["clock"]["hz"]
+    results = [result for result in results if result["samples"]]
+    if not results:
+        return ""
     curves = [[(value * 1e9 / hz, share) for value, share in histogram_of(r).points()] for r in results]
     low = math.floor(min(math.log10(max(curve[0][0], 1)) for curve in curves))
     high = max(math.ceil(max(math.log10(max(curve[-1][0], 10)) for curve in curves)), low + 1)
@@ -129,13 +139,13 @@ def _distributions(results: list[dict[str, Any]], report: dict[str, Any]) -> str
         for ns, share in curve:
             path.append(f"{x(ns):.1f},{y(last):.1f} {x(ns):.1f},{y(share):.1f}")
             last = share
-        dash = f' stroke-dasharray="{(number // len(COLOURS)) * 4}"' if number >= len(COLOURS) else ""
+        dash = f' stroke-dasharray="{_dash(number)}"' if _dash(number) else ""
         lines.append(
             f'<polyline fill="none" stroke="{_colour(number)}" stroke-width="1.5"{dash} points="{" ".join(path)}"/>'
         )
     names = ", ".join(result["kind"] for result in results)
     svg = _svg(HEIGHT, f"Distributions of {names}")
-    key = _key((text.label(result, report), _colour(number)) for number, result in enumerate(results))
+    key = _key((text.label(result, report), _line_like(number)) for number, result in enumerate(results))
     return f"{svg}{''.join(lines)}</svg>{key}"
 
 
@@ -147,8 +157,21 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+def _dash(number: int) -> int:
+    """Length of the dashes of a curve, 0: none. They tell those apart that have the same colour."""
+    return number // len(COLOURS) * 4
+
+
+def _line_like(number: int) -> str:
+    """The background that looks like a curve's line."""
+    colour, dash = _colour(number), _dash(number)
+    if not dash:
+        return colour
+    return f"repeating-linear-gradient(90deg,{colour} 0 {dash}px,transparent 0 {2 * dash}px)"
+
+
 def _key(entries: Iterable[tuple[str, str]]) -> str:
-    spans = (f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in entries)
+    spans = (f'<span><i style="background:{look}"></i>{escape(name)}</span>' for name, look in entries)
     return f'<div class="key">{"".join(spans)}</div>'
 
 

@@ -73,13 +73,17 @@ def _row(result: dict[str, Any], several: bool, hz: float) -> list[str]:
     ns = result["ns"]
     cells = [result["kind"], *([result["engine"]] if several else []), str(result["samples"])]
     if not result["samples"]:
-        middle = Histogram.decode(result["interrupted_histogram"]).percentile(50) * 1e9 / hz
-        return [*cells, "", f"({nanoseconds(middle)})", "", "", "", "all interrupted"]
+        return [*cells, "", f"({nanoseconds(interrupted_median(result, hz))})", "", "", "", "all interrupted"]
     cells += [nanoseconds(ns[name]) for name in ("min", "p50", "p99", "p99.9")]
     floor = result.get("floor")
     ratio = floor and floor["ratio"]
     cells.append(f"{ratio['value']:.3f}×" if ratio else "")
     return [*cells, sparkline(histogram_of(result))]
+
+
+def interrupted_median(result: dict[str, Any], hz: float) -> float:
+    """Nanoseconds: the median of the samples in which the scheduler took the CPU away."""
+    return Histogram.decode(result["interrupted_histogram"]).percentile(50) * 1e9 / hz
 
 
 def label(result: dict[str, Any], report: dict[str, Any]) -> str:

@@ -115,9 +115,35 @@ def test_openmetrics_is_what_prometheus_reads() -> None:
         labels, _, value = rest.rpartition("} ")
         assert name.startswith("kvmpy_") and labels
         float(value)
+    # The textfile collector reads the older text format: it knows these types, and refuses a file with others.
+    types = {line.split()[-1] for line in lines if line.startswith("# TYPE")}
+    assert types <= {"counter", "gauge", "histogram", "summary", "untyped"}
     assert 'cpu="A \\"CPU\\" <1>"' in "\n".join(samples)
     count = [line for line in samples if line.startswith('kvmpy_exit_latency_seconds_count{kind="cpuid"')]
     assert count == ['kvmpy_exit_latency_seconds_count{kind="cpuid",engine="kvm"} 2000']
+
+
+def all_interrupted() -> dict[str, Any]:
+    """A kind in all of whose samples the scheduler took the CPU away."""
+    found = result("hlt", 1000)
+    apart = found["histogram"]
+    found.update(numbers([]), interrupted=2000, interrupted_histogram=apart, rounds=[])
+    return found
+
+
+def test_what_was_interrupted_is_shown_and_is_no_time_of_zero() -> None:
+    found = report(all_interrupted(), result("cpuid", 900))
+    (row, _) = csv.DictReader(io.StringIO(exports.csv(found)))
+    assert (row["samples"], row["interrupted"], row["p50_ns"], row["min_cycles"]) == ("0", "2000", "", "")
+    lines = exports.openmetrics(found).splitlines()
+    assert not any('kind="hlt"' in line and "quantile" in line for line in lines)
+    assert 'kvmpy_exit_latency_seconds_count{kind="hlt",engine="kvm"} 0' in lines
+    content = page(found)
+    assert (
+        "<td>hlt</td>" in content
+        and f"<td>({text.nanoseconds(text.interrupted_median(all_interrupted(), HZ))})" in content
+    )
+    assert page(report(all_interrupted()))
 
 
 class _Page(HTMLParser):
