@@ -39,7 +39,7 @@ def plot(report: dict[str, Any], path: str) -> None:
     split = [result for result in results if result["split"]]
     count = len(groups) + bool(split)
     rows = -(-max(count, 1) // COLUMNS)
-    figure = Figure(figsize=(7.5 * COLUMNS, 4.2 * rows), layout="constrained")
+    figure = Figure(figsize=(8 * COLUMNS, 4.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for axis, group in zip(axes, groups, strict=False):
@@ -68,8 +68,8 @@ def _distributions(axis: Any, group: str, results: list[dict[str, Any]], report:
         points = histogram_of(result).points()
         style = ("-", "--", ":")[number // 10 % 3]
         axis.step(
-            [v * 1e6 / hz for v, _ in points],
-            [s * 100 for _, s in points],
+            [v * 1e6 / hz for v, _ in [points[0], *points]],
+            [0.0, *(s * 100 for _, s in points)],
             style,
             where="post",
             label=label(result, report),
@@ -79,7 +79,7 @@ def _distributions(axis: Any, group: str, results: list[dict[str, Any]], report:
     axis.set_xlabel("microseconds")
     axis.set_ylabel("% of samples within")
     axis.grid(True, which="major", alpha=0.3)
-    axis.legend(fontsize="x-small", loc="lower right")
+    axis.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _split(axis: Any, results: list[dict[str, Any]], report: dict[str, Any]) -> None:
@@ -90,6 +90,7 @@ def _split(axis: Any, results: list[dict[str, Any]], report: dict[str, Any]) -> 
         axis.barh(names, widths, left=left, label=words)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize="x-small")
     axis.set_title("where the time goes (p50 of each part)")
     axis.set_xlabel("microseconds")
     axis.legend(fontsize="small")
