@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "bus.h"
+#include "lines.h"
 
 #define PORTS 65536
 
@@ -81,12 +82,23 @@ int kvmpy_table_seal(struct kvmpy_table *table)
 
 struct kvmpy_bus *kvmpy_bus_new(void)
 {
-	return calloc(1, sizeof(struct kvmpy_bus));
+	return kvmpy_lines_zeroed(sizeof(struct kvmpy_bus));
 }
 
 void kvmpy_bus_free(struct kvmpy_bus *bus)
 {
-	free(bus);
+	kvmpy_lines_free(bus);
+}
+
+/* From now on the kernel keeps writes for later in `ring`. */
+void kvmpy_bus_coalesce(struct kvmpy_bus *bus, struct kvm_coalesced_mmio_ring *ring)
+{
+	__atomic_store_n(&bus->coalesced, ring, __ATOMIC_RELEASE);
+}
+
+void kvmpy_bus_set_undelivered(struct kvmpy_bus *bus, uint32_t undelivered)
+{
+	__atomic_store_n(&bus->undelivered, undelivered, __ATOMIC_RELEASE);
 }
 
 void kvmpy_bus_publish(struct kvmpy_bus *bus, struct kvmpy_table *table)

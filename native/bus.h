@@ -70,7 +70,7 @@ struct kvmpy_table {
 
 struct kvmpy_bus {
 	struct kvmpy_table *table;	/* atomic */
-	struct kvm_coalesced_mmio_ring *coalesced;	/* writes the kernel kept for later; NULL: none */
+	struct kvm_coalesced_mmio_ring *coalesced;	/* atomic; writes the kernel kept for later; NULL: none */
 	uint32_t undelivered;		/* atomic; Python has taken some out of there and not handed them on yet */
 };
 
@@ -80,6 +80,8 @@ void kvmpy_table_free(struct kvmpy_table *table);
 struct kvmpy_bus *kvmpy_bus_new(void);
 void kvmpy_bus_free(struct kvmpy_bus *bus);
 void kvmpy_bus_publish(struct kvmpy_bus *bus, struct kvmpy_table *table);
+void kvmpy_bus_coalesce(struct kvmpy_bus *bus, struct kvm_coalesced_mmio_ring *ring);
+void kvmpy_bus_set_undelivered(struct kvmpy_bus *bus, uint32_t undelivered);
 
 struct kvmpy_table *kvmpy_table_in_use(struct kvmpy_vcpu *vcpu);
 

@@ -137,6 +137,12 @@ void kvmpy_thread_leave(struct kvmpy_vcpu *vcpu)
 	__atomic_store_n(&vcpu->tid, 0, __ATOMIC_SEQ_CST);
 }
 
+/* The vCPU that this thread runs; NULL: none. */
+struct kvmpy_vcpu *kvmpy_thread_vcpu(void)
+{
+	return running;
+}
+
 void kvmpy_kick(struct kvmpy_vcpu *vcpu, uint32_t why)
 {
 	pid_t tid;
@@ -144,8 +150,11 @@ void kvmpy_kick(struct kvmpy_vcpu *vcpu, uint32_t why)
 	__atomic_fetch_or(&vcpu->kick, why, __ATOMIC_SEQ_CST);
 	set_immediate_exit(vcpu, 1);
 	tid = __atomic_load_n(&vcpu->tid, __ATOMIC_SEQ_CST);
-	if (tid && running != vcpu && __atomic_exchange_n(&vcpu->signalled, tid, __ATOMIC_SEQ_CST) != tid)
-		syscall(SYS_tgkill, getpid(), tid, KICK_SIGNAL);
+	if (!tid || running == vcpu || __atomic_exchange_n(&vcpu->signalled, tid, __ATOMIC_SEQ_CST) == tid)
+		return;
+	/* The user may have as many signals waiting as it may have (RLIMIT_SIGPENDING): then the next kick tries again. */
+	if (syscall(SYS_tgkill, getpid(), tid, KICK_SIGNAL))
+		__atomic_store_n(&vcpu->signalled, 0, __ATOMIC_SEQ_CST);
 }
 
 /* A KVMPY_KICK_WAKE at that time of CLOCK_MONOTONIC instead of any asked for before; 0: none. On the vCPU's thread. */

@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: MIT
 /* The log of accesses: one producer (the vCPU's thread), one consumer. */
-#include <stdlib.h>
 #include <string.h>
 
+#include "lines.h"
 #include "ring.h"
 
 struct kvmpy_ring *kvmpy_ring_new(uint64_t capacity, int mode)
 {
-	struct kvmpy_ring *ring = aligned_alloc(64, sizeof(*ring));
+	struct kvmpy_ring *ring = kvmpy_lines_zeroed(sizeof(*ring));
 
 	if (!ring)
 		return NULL;
-	memset(ring, 0, sizeof(*ring));
 	ring->capacity = capacity;
 	ring->mode = mode;
-	ring->records = calloc(capacity, sizeof(*ring->records));
+	ring->records = kvmpy_lines(capacity * sizeof(*ring->records));
 	if (!ring->records) {
-		free(ring);
+		kvmpy_lines_free(ring);
 		return NULL;
 	}
 	return ring;
@@ -26,8 +25,8 @@ void kvmpy_ring_free(struct kvmpy_ring *ring)
 {
 	if (!ring)
 		return;
-	free(ring->records);
-	free(ring);
+	kvmpy_lines_free(ring->records);
+	kvmpy_lines_free(ring);
 }
 
 static bool room(struct kvmpy_ring *ring)
@@ -45,7 +44,7 @@ bool kvmpy_ring_ready(struct kvmpy_ring *ring)
 
 void kvmpy_ring_log(struct kvmpy_vcpu *vcpu, const struct kvmpy_record *record)
 {
-	struct kvmpy_ring *ring = vcpu->ring;
+	struct kvmpy_ring *ring = __atomic_load_n(&vcpu->ring, __ATOMIC_ACQUIRE);
 
 	if (unlikely(!room(ring))) {
 		__atomic_store_n(&ring->dropped, ring->dropped + 1, __ATOMIC_RELAXED);

@@ -7,26 +7,24 @@
  * which are then done element by element, by whoever owns each.
  */
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "bus.h"
 #include "bytes.h"
 #include "dirty.h"
+#include "lines.h"
 #include "ring.h"
 
 #define NOT_AN_ACCESS 255	/* kvmpy_record.space of exits that are no bus access */
 
 struct kvmpy_vcpu *kvmpy_vcpu_new(uint32_t index, struct kvm_run *run, int fd)
 {
-	struct kvmpy_vcpu *vcpu = aligned_alloc(64, sizeof(*vcpu));
+	struct kvmpy_vcpu *vcpu = kvmpy_lines_zeroed(sizeof(*vcpu));
 
 	if (!vcpu)
 		return NULL;
-	memset(vcpu, 0, sizeof(*vcpu));
-	vcpu->counts = calloc(KVMPY_RANGES, sizeof(*vcpu->counts));
+	vcpu->counts = kvmpy_lines_zeroed(KVMPY_RANGES * sizeof(*vcpu->counts));
 	if (!vcpu->counts) {
-		free(vcpu);
+		kvmpy_lines_free(vcpu);
 		return NULL;
 	}
 	vcpu->index = index;
@@ -43,8 +41,39 @@ void kvmpy_vcpu_free(struct kvmpy_vcpu *vcpu)
 		return;
 	if (vcpu->has_timer)
 		timer_delete(vcpu->timer);
-	free(vcpu->counts);
-	free(vcpu);
+	kvmpy_lines_free(vcpu->counts);
+	kvmpy_lines_free(vcpu);
+}
+
+/* Before a run: forgets the kicks that the last one left behind. */
+void kvmpy_vcpu_begin(struct kvmpy_vcpu *vcpu, uint64_t budget, uint64_t until)
+{
+	__atomic_store_n(&vcpu->kick, 0, __ATOMIC_SEQ_CST);
+	vcpu->budget = budget;
+	vcpu->until = until;
+}
+
+/* From now on accesses are logged to `ring`: with `trace` all, else those of ranges that want it. Also while it runs. */
+void kvmpy_vcpu_log(struct kvmpy_vcpu *vcpu, struct kvmpy_ring *ring, uint32_t trace)
+{
+	__atomic_store_n(&vcpu->trace, trace, __ATOMIC_RELAXED);
+	__atomic_store_n(&vcpu->ring, ring, __ATOMIC_RELEASE);
+}
+
+static inline struct kvmpy_ring *ring_of(const struct kvmpy_vcpu *vcpu)
+{
+	return __atomic_load_n(&vcpu->ring, __ATOMIC_ACQUIRE);
+}
+
+static inline bool traced(const struct kvmpy_vcpu *vcpu)
+{
+	return __atomic_load_n(&vcpu->trace, __ATOMIC_RELAXED);
+}
+
+/* Counters have one writer; others may read them at any time. */
+static inline void bump(uint64_t *counter)
+{
+	__atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED);
 }
 
 static void log_access(struct kvmpy_vcpu *vcpu, uint64_t address, uint64_t value)
@@ -58,9 +87,17 @@ static void log_access(struct kvmpy_vcpu *vcpu, uint64_t address, uint64_t value
 	kvmpy_ring_log(vcpu, &record);
 }
 
+/* A lossless ring is full. */
+static inline bool no_room(const struct kvmpy_vcpu *vcpu)
+{
+	struct kvmpy_ring *ring = ring_of(vcpu);
+
+	return ring && !kvmpy_ring_ready(ring);
+}
+
 static bool logged(const struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range)
 {
-	return unlikely(vcpu->trace | range->rule->logged) && vcpu->ring;
+	return unlikely(traced(vcpu) | range->rule->logged) && ring_of(vcpu);
 }
 
 static int for_python(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address, uint64_t value,
@@ -95,11 +132,11 @@ static bool settle(struct kvmpy_vcpu *vcpu)
 
 	for (; e->settled < e->done; e->settled++) {
 		if (unlikely(e->log)) {
-			if (!kvmpy_ring_ready(vcpu->ring))
+			if (!kvmpy_ring_ready(ring_of(vcpu)))
 				return false;
 			log_access(vcpu, element_address(e, e->settled), get(e->data + e->settled * e->size, e->size));
 		}
-		vcpu->counts[e->range]++;
+		bump(&vcpu->counts[e->range]);
 	}
 	return true;
 }
@@ -209,13 +246,13 @@ static inline int do_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *r
 	uint64_t value = e->is_write ? get(e->data, e->size) : 0;
 	enum kvmpy_verdict verdict;
 
-	if (unlikely(vcpu->ring && !kvmpy_ring_ready(vcpu->ring))) {
+	if (unlikely(no_room(vcpu))) {
 		vcpu->pending = KVMPY_HANDLE;
 		return KVMPY_RING_FULL;
 	}
 	verdict = ask(vcpu, range, address, &value);
 	if (likely(verdict == KVMPY_DONE)) {
-		vcpu->counts[range->id]++;
+		bump(&vcpu->counts[range->id]);
 		if (!e->is_write)
 			put(e->data, value, e->size);
 		if (logged(vcpu, range)) {
@@ -344,8 +381,8 @@ static int other_exit(struct kvmpy_vcpu *vcpu)
 	}
 	if (result != KVMPY_EXIT)
 		return result;
-	if (vcpu->trace && vcpu->ring) {
-		if (!kvmpy_ring_ready(vcpu->ring)) {
+	if (traced(vcpu) && ring_of(vcpu)) {
+		if (no_room(vcpu)) {
 			vcpu->pending = KVMPY_HANDLE;
 			return KVMPY_RING_FULL;
 		}
@@ -370,7 +407,7 @@ static inline int handle(struct kvmpy_vcpu *vcpu)
 
 static bool coalesced(const struct kvmpy_vcpu *vcpu)
 {
-	const struct kvm_coalesced_mmio_ring *ring = vcpu->bus->coalesced;
+	const struct kvm_coalesced_mmio_ring *ring = __atomic_load_n(&vcpu->bus->coalesced, __ATOMIC_ACQUIRE);
 
 	if (likely(!ring))
 		return false;
@@ -382,7 +419,7 @@ static inline void count_exit(struct kvmpy_vcpu *vcpu)
 {
 	uint32_t reason = vcpu->run->exit_reason;
 
-	vcpu->exits[likely(reason < KVMPY_REASONS) ? reason : KVMPY_REASONS - 1]++;
+	bump(&vcpu->exits[likely(reason < KVMPY_REASONS) ? reason : KVMPY_REASONS - 1]);
 	/* The last one: its access completes at the next entry, which then returns. */
 	if (unlikely(!--vcpu->budget))
 		kvmpy_kick(vcpu, KVMPY_KICK_BUDGET);
@@ -432,7 +469,7 @@ bool kvmpy_try_rule(struct kvmpy_vcpu *vcpu, uint32_t reason, int space, uint64_
 	range = kvmpy_find(table, space, address);
 	if (range->rule->kind == KVMPY_RULE_PYTHON || divided(table, range, space, address, size))
 		return false;
-	if (unlikely(vcpu->ring && !kvmpy_ring_ready(vcpu->ring)))
+	if (unlikely(no_room(vcpu)))
 		return false;
 	vcpu->elements = (struct kvmpy_elements) {
 		.data = data, .address = address, .size = size, .count = 1, .space = space, .is_write = is_write,
@@ -443,9 +480,9 @@ bool kvmpy_try_rule(struct kvmpy_vcpu *vcpu, uint32_t reason, int space, uint64_
 		vcpu->asked = range->rule->kind == KVMPY_RULE_NATIVE ? 1 + verdict : 0;
 		return false;
 	}
-	vcpu->exits[reason]++;
+	bump(&vcpu->exits[reason]);
 	vcpu->budget--;
-	vcpu->counts[range->id]++;
+	bump(&vcpu->counts[range->id]);
 	if (!is_write)
 		put(data, value, size);
 	if (logged(vcpu, range)) {
@@ -477,7 +514,7 @@ static int take_answer(struct kvmpy_vcpu *vcpu)
 			return KVMPY_BAD_ANSWER;
 		put(e->data, access->value, e->size);
 	}
-	vcpu->counts[access->range]++;
+	bump(&vcpu->counts[access->range]);
 	if (unlikely(e->log))
 		log_access(vcpu, access->address, access->value);
 	vcpu->pending = KVMPY_ENTER;

@@ -100,7 +100,7 @@ struct kvmpy_vcpu {
 	int (*enter)(struct kvmpy_vcpu *vcpu);
 	struct kvmpy_bus *bus;
 	struct kvmpy_table *table;	/* the table in use: it isn't freed while it stands here */
-	struct kvmpy_ring *ring;	/* NULL: nothing is logged */
+	struct kvmpy_ring *ring;	/* atomic; NULL: nothing is logged */
 	uint64_t budget;		/* exits left before KVMPY_KICK_BUDGET */
 	uint64_t until;			/* exit reasons, a bit each, that are followed by KVMPY_KICK_UNTIL */
 	uint64_t *counts;		/* accesses by range id */
@@ -109,7 +109,7 @@ struct kvmpy_vcpu {
 	int returned;			/* by kvmpy_run(): for a caller that an exception kept from looking */
 	int fd;
 	uint32_t index;
-	uint32_t trace;			/* log every exit, whoever handles it */
+	uint32_t trace;			/* atomic; log every exit, whoever handles it */
 	uint32_t fresh;			/* KVM_SYNC_X86_* of register sets in *run that are the vCPU's */
 	struct kvmpy_access access;
 	struct kvmpy_elements elements;
@@ -134,6 +134,8 @@ struct kvmpy_vcpu {
 
 struct kvmpy_vcpu *kvmpy_vcpu_new(uint32_t index, struct kvm_run *run, int fd);
 void kvmpy_vcpu_free(struct kvmpy_vcpu *vcpu);
+void kvmpy_vcpu_begin(struct kvmpy_vcpu *vcpu, uint64_t budget, uint64_t until);
+void kvmpy_vcpu_log(struct kvmpy_vcpu *vcpu, struct kvmpy_ring *ring, uint32_t trace);
 int kvmpy_run(struct kvmpy_vcpu *vcpu);
 
 /* For an engine in the middle of the guest's instruction: run.c says when they may be called and what they do. */
@@ -144,6 +146,7 @@ bool kvmpy_is_claimed(struct kvmpy_vcpu *vcpu, int space, uint64_t address);
 /* kick.c */
 int kvmpy_thread_enter(struct kvmpy_vcpu *vcpu, uint64_t deadline_ns, uint64_t tick_ns);
 void kvmpy_thread_leave(struct kvmpy_vcpu *vcpu);
+struct kvmpy_vcpu *kvmpy_thread_vcpu(void);
 void kvmpy_kick(struct kvmpy_vcpu *vcpu, uint32_t why);
 uint32_t kvmpy_take_kick(struct kvmpy_vcpu *vcpu);
 int kvmpy_wake_at(struct kvmpy_vcpu *vcpu, uint64_t when_ns);

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 READS, WRITES = 1, 2
 """Bits of ``to_python``: reads, or writes, of the byte have a side effect."""
 
-PAD = 8
-"""Bytes behind the registers, so that C may load eight at any offset."""
+PAD = 128
+"""Bytes before and behind the registers: C may load eight at any offset, and nobody else's memory is in their cache
+lines, which vCPUs that use other devices would wait for."""
 
 
 class Register:
@@ -166,7 +167,7 @@ class RegisterFile(Device):
         return {name: bytes(mask) for name, mask in masks.items()}
 
     def __init__(self) -> None:
-        self.memory = bytearray(self.LENGTH + PAD)
+        self.memory = memoryview(bytearray(PAD + self.LENGTH + PAD))[PAD:]
         self.reset()
 
     def reset(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 
+from kvmpy._native import lib
 from kvmpy.errors import BusError, KvmError
 
 TYPE_CHECKING = False
@@ -136,7 +137,7 @@ class KernelPlaces:
 
     def _coalesce(self, range_: Range, pio: bool, on: bool) -> None:
         if on:
-            self._bus.native.coalesced = self._vcpu.coalesced_ring
+            lib.kvmpy_bus_coalesce(self._bus.native, self._vcpu.coalesced_ring)
             self._vm.register_coalesced(range_.first, range_.length, pio=pio)
             self._coalesced.add(range_)
         else:
@@ -153,7 +154,7 @@ class KernelPlaces:
             range_ = space.find(address)
             if range_ is not None:
                 self._undelivered.append((range_, address - range_.first, data))
-        native.undelivered = bool(self._undelivered)
+        lib.kvmpy_bus_set_undelivered(native, bool(self._undelivered))
 
     def deliver(self) -> None:
         """Hands on the writes that the kernel kept, oldest first. One at which the owner raises is handed on again.
@@ -168,13 +169,13 @@ class KernelPlaces:
             self._bus.handlers[2 * range_.id + 1](offset, value, size)
             del waiting[0]  # at once, and nothing is called before: see loop._serve()
             range_.kernel_count += 1
-        self._bus.native.undelivered = 0
+        lib.kvmpy_bus_set_undelivered(self._bus.native, False)
 
     def forget_one(self) -> None:
         """The oldest write that was collected isn't handed on any more."""
         if self._undelivered:
             del self._undelivered[0]
-        self._bus.native.undelivered = bool(self._undelivered)
+        lib.kvmpy_bus_set_undelivered(self._bus.native, bool(self._undelivered))
 
     def update_msr_filter(self) -> None:
         """MSRs whose place isn't the kernel exit to user space."""

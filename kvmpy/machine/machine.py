@@ -312,9 +312,7 @@ class Machine(Owned):
         for cpu in self.cpus:
             cpu.idle = False
             cpu.set_up()
-            cpu.native.kick = 0  # what the last run left behind
-            cpu.native.budget = max_exits if max_exits is not None else (1 << 64) - 1
-            cpu.native.until = until
+            lib.kvmpy_vcpu_begin(cpu.native, max_exits if max_exits is not None else (1 << 64) - 1, until)
         if self.interrupts is not None:
             self.interrupts.start()
 
@@ -474,9 +472,9 @@ class Machine(Owned):
 
     def current_cpu(self) -> Cpu:
         """The vCPU whose access the calling handler serves. UsageError outside handlers."""
-        ident = threading.get_native_id()
+        native = lib.kvmpy_thread_vcpu()
         for cpu in self.cpus:
-            if cpu.native is not None and cpu.native.tid == ident:
+            if cpu.native is not None and cpu.native == native:
                 return cpu
         raise UsageError("no vCPU runs on this thread: only handlers can ask which one it is")
 
@@ -505,8 +503,7 @@ class Machine(Owned):
             raise UsageError("rings are set up before the machine runs")
         rings = [Ring(capacity, mode) for _ in self.cpus]
         for cpu, ring in zip(self.cpus, rings, strict=True):
-            cpu.native.ring = ring.native
-            cpu.native.trace = everything
+            lib.kvmpy_vcpu_log(cpu.native, ring.native, everything)
         for old in self._rings:
             old.close()
         self._rings, self._ring_sink = rings, sink
@@ -516,7 +513,7 @@ class Machine(Owned):
         if not self._rings:
             self._rings = [Ring(DEFAULT_RING) for _ in self.cpus]
             for cpu, ring in zip(self.cpus, self._rings, strict=True):
-                cpu.native.ring = ring.native
+                lib.kvmpy_vcpu_log(cpu.native, ring.native, False)
 
     def records(self) -> list[Record]:
         """Drains all rings; the records of all vCPUs by their time."""

@@ -17,6 +17,15 @@ ALL_ONES = (1 << 64) - 1
 FIFO_LIMIT = 1 << 30
 
 
+def own_lines(kind: str, size: int) -> Any:
+    """``size`` bytes of zeroed C memory as a ``kind``, freed with the result. It shares no cache line with anything
+    else: vCPUs that use different rules don't wait for each other. MemoryError if there is none."""
+    lines = lib.kvmpy_lines_zeroed(size)
+    if lines == ffi.NULL:
+        raise MemoryError(f"no memory for {size} bytes of a rule")
+    return ffi.gc(ffi.cast(kind, lines), lib.kvmpy_lines_free, size)
+
+
 class Rule:
     """Something the C loop can do with an access; ``native`` is its ``struct kvmpy_rule``."""
 
@@ -25,7 +34,7 @@ class Rule:
     def __init__(self, number: int, value: int = 0) -> None:
         if not 0 <= value <= ALL_ONES:
             raise BusError(f"{self.kind}: value {value:#x} doesn't fit in 64 bits")
-        self.native: Any = ffi.new("struct kvmpy_rule *")
+        self.native: Any = own_lines("struct kvmpy_rule *", ffi.sizeof("struct kvmpy_rule"))
         self.native.kind = number
         self.native.value = value
 
@@ -96,7 +105,9 @@ class Registers(Rule):
             raise BusError(f"{self.kind} of {length} bytes: 1 to {self.LIMIT} are possible")
         self._registers: Any = ffi.new("struct kvmpy_registers *")
         self._registers.length = length
-        self._memory = ffi.new("uint8_t[]", length + self.PAD) if memory is None else ffi.from_buffer(memory)
+        self._memory = (
+            own_lines("uint8_t *", length + self.PAD) if memory is None else ffi.from_buffer(memory)
+        )
         self._registers.memory = self._memory
         self._masks = {}
         for name in self.MASKS:
@@ -153,17 +164,15 @@ class Fifo(Rule):
         super().__init__(lib.KVMPY_RULE_FIFO, empty)
         if not 0 < capacity <= FIFO_LIMIT or capacity & (capacity - 1):
             raise BusError(f"fifo of {capacity} bytes: the capacity is a power of two from 1 to {FIFO_LIMIT}")
-        self._keep: list[Any] = []
         self._in = self._queue(capacity)
         self._out = self._queue(capacity)
         setattr(self.native, "in", self._in)
         self.native.out = self._out
 
     def _queue(self, capacity: int) -> Any:
-        queue = ffi.new("struct kvmpy_fifo *")
+        queue = own_lines("struct kvmpy_fifo *", ffi.sizeof("struct kvmpy_fifo") + capacity)
         queue.capacity = capacity
-        queue.bytes = buffer = ffi.new("uint8_t[]", capacity)
-        self._keep.append(buffer)
+        queue.bytes = ffi.cast("uint8_t *", queue + 1)
         return queue
 
     def put(self, data: bytes) -> int:

@@ -58,12 +58,9 @@ class AssertionPort:
             self._machine.stop()
 
     def _find(self) -> Failure:
-        from threading import get_native_id
-
         from kvmpy.machine.crash import linear_rip
 
-        ident = get_native_id()
-        cpu = next((cpu for cpu in self._machine.cpus if cpu.native.tid == ident), self._machine.cpus[0])
+        cpu = self._machine.current_cpu()
         at = linear_rip(cpu)
         for address in (at, at - OUT_LENGTH):  # engines differ in whether RIP has moved on already
             note = self._program.assertions.get(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import resource
 import signal
 import statistics
 import threading
@@ -221,6 +222,25 @@ def test_stop_from_another_thread(bare: Bare, code: bytes, cpus: int) -> None:
         with while_it_runs(machine, lambda: machine.stop(7)):
             result = machine.run(timeout=LONG_ENOUGH)
         assert (result.reason, result.status) == ("stopped", 7)
+
+
+@pytest.mark.threads
+def test_a_kick_whose_signal_could_not_be_sent_leaves_the_way_to_the_next(bare: Bare) -> None:
+    machine = bare(SPIN)
+    limits = resource.getrlimit(resource.RLIMIT_SIGPENDING)
+
+    def stop_twice() -> None:
+        resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, limits[1]))
+        try:
+            machine.stop(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_SIGPENDING, limits)
+        machine.stop(2)
+
+    with while_it_runs(machine, stop_twice):
+        result = machine.run(timeout=LONG_ENOUGH)
+    assert (result.reason, result.status) == ("stopped", 1)
+    assert result.wall < LONG_ENOUGH / 2
 
 
 def test_stop_from_a_handler_completes_the_access(bare: Bare) -> None:
