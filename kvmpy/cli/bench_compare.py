@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from rich.console import RenderableType
+
     from kvmpy.lab.compare import Comparison
 
 
@@ -89,24 +91,27 @@ def _as_dict(before: str, after: str, comparison: Comparison) -> dict[str, Any]:
 def _print(before: str, after: str, comparison: Comparison) -> None:
     import sys
 
-    from rich.console import Console
     from rich.text import Text
 
+    from kvmpy.cli.drawing import draw
     from kvmpy.lab.text import comparison_table
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(Text(f"{before} → {after}", style="bold"))
-    for name, old, new in comparison.hosts:
-        console.print(Text(f"  differs: {name}: {old} → {new}"))
-    if not comparison.hosts:
-        console.print(Text("  the hosts are the same"))
-    console.print(comparison_table(comparison))
+    hosts = [Text(f"  differs: {name}: {old} → {new}") for name, old, new in comparison.hosts]
     how = {"floor": "times over the floor of the same round", "time": "times"}[comparison.by]
     drift = (
         "" if comparison.drift is None else f"; the floor itself took {comparison.drift:.3f} times as long"
     )
-    console.print(Text(f"by {how}, {comparison.confidence:g} confidence for all verdicts together, differences above"
-                       f" {comparison.resolution:.1%}{drift}"))  # fmt: skip
-    for words, keys in (("only before", comparison.only_before), ("only after", comparison.only_after)):
-        if keys:
-            console.print(Text(f"{words}: {', '.join(f'{kind} ({engine})' for kind, engine in keys)}"))
+    alone = [
+        f"{words}: {', '.join(f'{kind} ({engine})' for kind, engine in keys)}"
+        for words, keys in (("only before", comparison.only_before), ("only after", comparison.only_after))
+        if keys
+    ]
+    what: list[RenderableType] = [
+        Text(f"{before} → {after}", style="bold"),
+        *(hosts or [Text("  the hosts are the same")]),
+        comparison_table(comparison),
+        Text(f"by {how}, {comparison.confidence:g} confidence for all verdicts together, differences above"
+             f" {comparison.resolution:.1%}{drift}"),
+        *(Text(line) for line in alone),
+    ]  # fmt: skip
+    click.echo(draw(sys.stdout, *what), nl=False)

@@ -42,9 +42,13 @@ def command(engines: tuple[str, ...], quick: bool, qemu: bool, as_json: bool) ->
 
 
 def _print(report: dict[str, Any]) -> None:
+    import sys
+
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from kvmpy.cli.drawing import draw
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("engine", "access", "place"):
@@ -56,31 +60,34 @@ def _print(report: dict[str, Any]) -> None:
             case["engine"], case["access"], case["place"], f"{case['ns']:.1f}", f"{case['floor_ns']:.1f}",
             f"{case['added_ns']:+.1f}", f"{case['ratio']:.3f}", f"{case['ratio_p10']:.3f}..{case['ratio_p90']:.3f}",
         )  # fmt: skip
-    console = Console()
-    console.print(table)
-    console.print(
-        "Floors: a bare C loop around the same entry; for the stub's place python an empty cffi call."
-    )
+    click.echo(draw(sys.stdout, table, *(Text(line) for line in _lines(report))), nl=False)
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    """What stands below the table."""
+    lines = ["Floors: a bare C loop around the same entry; for the stub's place python an empty cffi call."]
     if report["two_vcpus"]:
         two = report["two_vcpus"]
-        console.print(
+        lines.append(
             f"Two vCPUs, C rule, kvm: {two['ratio']:.2f} times the exits/s of one"
             f" ({two['ratio_p10']:.2f}..{two['ratio_p90']:.2f})"
         )
     if report["ring_records_per_second"]:
-        console.print(f"Ring drained into numpy: {report['ring_records_per_second'] / 1e6:.0f} M records/s")
-    _print_qemu(console, report.get("qemu"))
-    for line in report["missing"]:
-        console.print(f"not measured: {line}")
+        lines.append(f"Ring drained into numpy: {report['ring_records_per_second'] / 1e6:.0f} M records/s")
+    lines += _qemu_lines(report.get("qemu"))
+    return lines + [f"not measured: {line}" for line in report["missing"]]
 
 
-def _print_qemu(console: Any, qemu: dict[str, Any] | str | None) -> None:
+def _qemu_lines(qemu: dict[str, Any] | str | None) -> list[str]:
     if isinstance(qemu, str):
-        console.print(f"not measured: QEMU: {qemu}")
-    elif qemu:
-        for name in ("c", "python"):
-            low, high = qemu["spread"][name]
-            console.print(
-                f"Whole exit, place {name}: {qemu['ratio'][name]:.3f} of QEMU's ({low:.3f}..{high:.3f};"
-                f" {qemu['cycles'][name]:.0f} and {qemu['cycles']['qemu']:.0f} cycles)"
-            )
+        return [f"not measured: QEMU: {qemu}"]
+    if not qemu:
+        return []
+    lines = []
+    for name in ("c", "python"):
+        low, high = qemu["spread"][name]
+        lines.append(
+            f"Whole exit, place {name}: {qemu['ratio'][name]:.3f} of QEMU's ({low:.3f}..{high:.3f};"
+            f" {qemu['cycles'][name]:.0f} and {qemu['cycles']['qemu']:.0f} cycles)"
+        )
+    return lines

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from rich.console import RenderableType
+
     Writer = Callable[[dict[str, Any]], str]
 
 INTERRUPTED = 130
@@ -130,21 +132,16 @@ def _list(patterns: tuple[str, ...]) -> None:
 
 
 def _print(report: dict[str, Any], to_stderr: bool) -> None:
-    from rich.console import Console
     from rich.text import Text
 
+    from kvmpy.cli.drawing import draw
     from kvmpy.lab import text
 
-    stream = sys.stderr if to_stderr else sys.stdout
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 140)
     split = text.split_table(report)
-    for table in (*text.tables(report), *([split] if split else [])):
-        console.print(table)
     traced = text.trace_lines(report)
-    if traced:
-        console.print(Text("KVM's tracepoints:"))
-    for line in (*traced, *text.missing(report), *text.notes(report)):
-        console.print(Text(line))
+    lines = (*(["KVM's tracepoints:"] if traced else []), *traced, *text.missing(report), *text.notes(report))
+    what: list[RenderableType] = [*text.tables(report), *([split] if split else []), *map(Text, lines)]
+    click.echo(draw(sys.stderr if to_stderr else sys.stdout, *what), nl=False, err=to_stderr)
 
 
 class _Progress:
