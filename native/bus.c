@@ -133,12 +133,9 @@ const struct kvmpy_range *kvmpy_find(const struct kvmpy_table *table, int space,
 	const struct kvmpy_space_table *s = &table->spaces[space];
 	uint64_t low = 0, high = s->count;
 
-	if (space == KVMPY_PIO) {
-		/* The second byte of a word at port 0xffff is nobody's. */
-		uint16_t index = likely(address < PORTS) ? table->ports[address] : 0;
-
-		return index ? &s->ranges[index - 1] : &table->unowned[space];
-	}
+	/* The second byte of a word at port 0xffff is nobody's. */
+	if (space == KVMPY_PIO)
+		return likely(address < PORTS) ? kvmpy_find_port(table, address) : &table->unowned[space];
 	while (low < high) {
 		uint64_t middle = (low + high) / 2;
 

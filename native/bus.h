@@ -97,6 +97,13 @@ static inline struct kvmpy_table *kvmpy_bus_enter(struct kvmpy_vcpu *vcpu)
 	return kvmpy_bus_enter_slow(vcpu);
 }
 
+static inline const struct kvmpy_range *kvmpy_find_port(const struct kvmpy_table *table, uint16_t port)
+{
+	uint16_t index = table->ports[port];
+
+	return index ? &table->spaces[KVMPY_PIO].ranges[index - 1] : &table->unowned[KVMPY_PIO];
+}
+
 const struct kvmpy_range *kvmpy_find(const struct kvmpy_table *table, int space, uint64_t address);
 
 /* What a rule made of an access. */

@@ -24,6 +24,11 @@ static inline uint64_t get(const uint8_t *bytes, uint32_t size)
 	return value;
 }
 
+static inline uint64_t low_bytes(uint64_t value, uint32_t size)
+{
+	return size >= 8 ? value : value & ((1ULL << (8 * size)) - 1);
+}
+
 static inline void put(uint8_t *bytes, uint64_t value, uint32_t size)
 {
 	switch (size) {

@@ -6,11 +6,6 @@
 #include "bus.h"
 #include "bytes.h"
 
-static uint64_t low_bytes(uint64_t value, uint32_t size)
-{
-	return size >= 8 ? value : value & ((1ULL << (8 * size)) - 1);
-}
-
 /*
  * Registers are shared by all vCPUs and with Python, so each byte changes by compare-and-swap; wider accesses aren't
  * promised to be atomic as a whole, just as on a device behind an 8-bit bus. Plain loads and stores suffice where no

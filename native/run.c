@@ -227,7 +227,7 @@ static int do_elements(struct kvmpy_vcpu *vcpu)
 }
 
 /* A handler that passed, or failed, within kvmpy_try_rule() isn't called a second time for the same access. */
-static enum kvmpy_verdict ask(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address,
+static inline enum kvmpy_verdict ask(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address,
 			      uint64_t *value)
 {
 	int asked = vcpu->asked;
@@ -235,6 +235,12 @@ static enum kvmpy_verdict ask(struct kvmpy_vcpu *vcpu, const struct kvmpy_range 
 	if (unlikely(asked)) {
 		vcpu->asked = 0;
 		return asked - 1;
+	}
+	/* As kvmpy_rule_apply() does it, but for the value: do_access() cuts it where it counts. */
+	if (range->rule->kind == KVMPY_RULE_CONSTANT) {
+		if (!vcpu->elements.is_write)
+			*value = range->rule->value;
+		return KVMPY_DONE;
 	}
 	return kvmpy_rule_apply(vcpu, range, address, value, vcpu->elements.size, vcpu->elements.is_write);
 }
@@ -257,7 +263,7 @@ static inline int do_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *r
 			put(e->data, value, e->size);
 		if (logged(vcpu, range)) {
 			e->range = range->id;
-			log_access(vcpu, address, value);
+			log_access(vcpu, address, low_bytes(value, e->size));
 		}
 		return 0;
 	}
@@ -284,7 +290,7 @@ static inline int port_io(struct kvmpy_vcpu *vcpu)
 	struct kvm_run *run = vcpu->run;
 	struct kvmpy_elements *e = &vcpu->elements;
 	const struct kvmpy_table *table = kvmpy_bus_enter(vcpu);
-	const struct kvmpy_range *range = kvmpy_find(table, KVMPY_PIO, run->io.port);
+	const struct kvmpy_range *range = kvmpy_find_port(table, run->io.port);
 
 	e->data = (uint8_t *)run + run->io.data_offset;
 	e->address = run->io.port;
@@ -405,7 +411,7 @@ static inline int handle(struct kvmpy_vcpu *vcpu)
 	return other_exit(vcpu);
 }
 
-static bool coalesced(const struct kvmpy_vcpu *vcpu)
+static inline bool coalesced(const struct kvmpy_vcpu *vcpu)
 {
 	const struct kvm_coalesced_mmio_ring *ring = __atomic_load_n(&vcpu->bus->coalesced, __ATOMIC_ACQUIRE);
 
@@ -425,6 +431,12 @@ static inline void count_exit(struct kvmpy_vcpu *vcpu)
 		kvmpy_kick(vcpu, KVMPY_KICK_BUDGET);
 	if (unlikely(vcpu->until >> (reason & 63) & 1))
 		kvmpy_kick(vcpu, KVMPY_KICK_UNTIL);
+}
+
+/* The same, out of the hot loop's way. */
+static __attribute__((noinline)) int handle_later(struct kvmpy_vcpu *vcpu)
+{
+	return handle(vcpu);
 }
 
 /* The kernel's answer to a failed entry, or 0 to try again. */
@@ -541,7 +553,7 @@ static int take_up(struct kvmpy_vcpu *vcpu)
 	case KVMPY_ANSWER:
 		return take_answer(vcpu);
 	case KVMPY_HANDLE:
-		return handle(vcpu);
+		return handle_later(vcpu);
 	case KVMPY_GO_ON:
 		return do_elements(vcpu);
 	case KVMPY_ANSWER_ONE:
