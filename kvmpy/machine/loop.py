@@ -41,7 +41,9 @@ def dispatch(machine: Machine, cpu: Cpu) -> None:
     if code == lib.KVMPY_HANDLER_FAILED:
         code = NOTHING  # the C loop tries it again
     try:
-        while machine.ending is None and not cpu.idle:
+        while True:
+            if machine.ending is not None or cpu.idle:
+                break
             if cpu.halted:
                 code = _sleep(cpu)
             if code >= NOTHING:
@@ -59,7 +61,8 @@ def dispatch(machine: Machine, cpu: Cpu) -> None:
 
 # Python looks for signals after a call of C and when it jumps back, and what a signal handler raises comes out there.
 # So ``code`` always says what is still to be done: it never holds what was before while the C loop runs, and no such
-# place lies between the end of a handler and the next assignment.
+# place lies between the end of a handler and the next assignment. The loops end in their middle, for from 3.12 on a
+# ``while`` with a condition jumps back outside of the ``try`` around it.
 
 
 def _serve(machine: Machine, cpu: Cpu, code: int) -> int:
@@ -69,7 +72,9 @@ def _serve(machine: Machine, cpu: Cpu, code: int) -> int:
         if not code:
             code = IN_GUEST
             code = run(native)
-        while code > 0:
+        while True:
+            if code <= 0:
+                return code
             if code & 1:
                 handlers[code](access[1], access[3], access[2])
             else:
@@ -80,7 +85,6 @@ def _serve(machine: Machine, cpu: Cpu, code: int) -> int:
                     raise bad_answer(machine, cpu) from None
             code = IN_GUEST
             code = run(native)
-        return code
     except BaseException:
         cpu.unfinished = native.returned if code == IN_GUEST else code
         raise
@@ -94,7 +98,9 @@ def _serve_in_turn(machine: Machine, cpu: Cpu, code: int) -> int:
         if not code:
             code = IN_GUEST
             code = run(native)
-        while code > 0:
+        while True:
+            if code <= 0:
+                return code
             with guard:
                 if code & 1:
                     handlers[code](access[1], access[3], access[2])
@@ -107,7 +113,6 @@ def _serve_in_turn(machine: Machine, cpu: Cpu, code: int) -> int:
                 code = NOTHING
             code = IN_GUEST
             code = run(native)
-        return code
     except BaseException:
         cpu.unfinished = native.returned if code == IN_GUEST else code
         raise

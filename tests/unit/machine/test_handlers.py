@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import re
 import shutil
 import signal
@@ -15,8 +16,8 @@ import pytest
 
 from kvmpy._native import ffi, lib
 from kvmpy.errors import BusError, DeviceError, UsageError
+from kvmpy.machine import loop
 from kvmpy.machine.engine_stub import StubEngine, StubExit, memory_read, memory_write, port_read, port_write
-from kvmpy.machine.loop import dispatch
 from kvmpy.machine.machine import Machine
 from kvmpy.machine.rules import Drop, Native, Registers
 
@@ -265,6 +266,15 @@ def test_a_string_of_the_wrong_length(answer: Any) -> None:
 
 
 # Signals: a handler of one that raises must not cost an exit, nor have one handled twice
+
+
+@pytest.mark.parametrize("function", [loop.dispatch, loop._serve, loop._serve_in_turn])
+def test_wherever_a_signal_is_looked_for_its_exception_is_caught(function: Callable[..., Any]) -> None:
+    """A jump back that the compiler put outside of the try would lose the exit that has just come."""
+    code = dis.Bytecode(function)
+    jumps = [step.offset for step in code if "JUMP_BACKWARD" in step.opname]
+    assert jumps
+    assert all(any(entry.start <= at < entry.end for entry in code.exception_entries) for at in jumps)
 
 
 @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="not the main thread")
@@ -573,7 +583,7 @@ def test_what_was_left_to_do_waits_for_the_next_run_if_this_one_is_over_already(
         with pytest.raises(Trouble):
             made.run()
         made.end("stopped")
-        dispatch(made, made.cpus[0])
+        loop.dispatch(made, made.cpus[0])
         made.run()
         assert device.calls == [("write", 0, ord("x"), 1)] * 2
 
