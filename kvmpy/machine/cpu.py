@@ -76,9 +76,10 @@ class RegisterSet:
                 yield name, value
 
     def update(self, values: Mapping[str, int]) -> None:
-        """Sets several registers at once."""
-        for name, value in values.items():
-            setattr(self, name, value)
+        """Sets several registers at once: what is in between, which a CPU might forbid, nobody sees."""
+        with self._bank:
+            for name, value in values.items():
+                setattr(self, name, value)
 
 
 def fresh(registers: RegisterSet) -> Any:
@@ -90,7 +91,7 @@ def fresh(registers: RegisterSet) -> Any:
 class _Bank:
     """Where a register set's values are, and whether they are the vCPU's."""
 
-    __slots__ = ("_cpu", "_get", "_set", "_shared", "_sync", "data")
+    __slots__ = ("_cpu", "_get", "_held", "_set", "_shared", "_sync", "data")
 
     def __init__(self, cpu: Cpu, sync: int, shared: Any, get: Any, set_: Any) -> None:
         self._cpu = cpu
@@ -99,6 +100,7 @@ class _Bank:
         self.data = shared
         self._get = get
         self._set = set_
+        self._held = False
 
     def fetch(self) -> None:
         native = self._cpu.native
@@ -110,7 +112,17 @@ class _Bank:
             if self._shared:
                 native.run.kvm_valid_regs |= self._sync
 
+    def __enter__(self) -> None:
+        """Changes inside the block reach the vCPU together at its end."""
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+        self.changed()
+
     def changed(self) -> None:
+        if self._held:
+            return
         if self._sync == SYNC_SREGS:
             # Without a local APIC in the kernel, its own word for CR8 is what counts at the next entry.
             self._cpu.native.run.cr8 = self.data.cr8
@@ -217,16 +229,15 @@ class Cpu:
         Without interrupt controllers nobody sends INIT and SIPI: a vCPU other than the first only runs after this.
         """
         self.parked = self.halted = False
-        sregs = self.sregs
-        for name, segment in entry.segments.items():
-            _put_segment(getattr(sregs, name), segment)
-        _put_table(sregs.gdt, entry.gdt)
-        _put_table(sregs.idt, entry.idt)
-        for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
-            setattr(sregs, name, getattr(entry, name))
-        regs = self.regs
-        for name in dir(regs):
-            setattr(regs, name, entry.reg(name))
+        sregs, regs = self.sregs, self.regs
+        with sregs._bank:
+            for name, segment in entry.segments.items():
+                _put_segment(getattr(sregs, name), segment)
+            _put_table(sregs.gdt, entry.gdt)
+            _put_table(sregs.idt, entry.idt)
+            for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
+                setattr(sregs, name, getattr(entry, name))
+        regs.update({name: entry.reg(name) for name in dir(regs)})
         # Nobody has looked at registers yet: until then the kernel needn't leave them in the shared page at every exit.
         self.native.run.kvm_valid_regs = 0
 

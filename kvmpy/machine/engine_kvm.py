@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SYNC_FIELDS = 3  # KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS
 KVM_FEATURES = 0x40000001
+DIRTY_RING_MOST = 65536
 PVM = "/sys/module/kvm_pvm"
 """There when KVM works without hardware virtualization: its guests must not make hypercalls to KVM itself."""
 
@@ -94,6 +95,14 @@ class KvmVm:
 
     def before_run(self) -> None:
         """Nothing is out of date."""
+
+    def enable_dirty_ring(self, entries: int) -> None:
+        """Rings of ``entries`` or more for the vCPUs to come."""
+        if exists(PVM):
+            # Between two instructions that it emulates, PVM doesn't look whether the ring is full, and writes on over
+            # what is in it: the largest ring makes that least likely.
+            entries = max(entries, DIRTY_RING_MOST)
+        self.vm.enable_dirty_ring(entries)
 
     def set_irq(self, line: int, level: bool) -> None:
         """The level of an interrupt line of the irqchip in the kernel; without one nobody listens."""
