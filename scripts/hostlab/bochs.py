@@ -38,7 +38,9 @@ def start(
     ``terminal`` is a terminal device for an interactive console. HostsError if it can't be started from
     there.
     """
-    append = command_line(*_KERNEL_OPTIONS, **_ENVIRONMENT, **({"HOSTLAB_SHELL": "1"} if terminal else {}))
+    append = command_line(
+        *_KERNEL_OPTIONS, *host.options, **_ENVIRONMENT, **({"HOSTLAB_SHELL": "1"} if terminal else {})
+    )
     image = disk.build(
         boot_sector, kernel.flatten(vmlinux.read_bytes()), initrd, append, memory=host.memory << 20
     )

@@ -26,7 +26,7 @@ class Host(NamedTuple):
     is up is a failure, not a different host. ``memory`` is in MiB. ``silence`` is the longest time in
     seconds that it may print nothing, ``limit`` the longest time for a run in all: both in wall time on two
     busy cores, about five times what is usual. ``test_seconds`` of the host's own time is the most for a
-    test.
+    test. ``options`` are more words of the kernel's command line.
     """
 
     name: str
@@ -38,11 +38,23 @@ class Host(NamedTuple):
     silence: float = 180
     limit: float = 1800
     test_seconds: int = 60
+    options: tuple[str, ...] = ()
 
+
+# A page of 1 GiB, set aside while there is one: it takes twice the memory for one to be free.
+_GIGANTIC_PAGE = ("hugepagesz=1G", "hugepages=1")
 
 HOSTS = (
     Host("local", "none", "", "this machine, whatever it is", {}),
-    Host("amd", "qemu", "max", "AMD-V, NPT", {"kvm_amd.npt": "Y"}, memory=2048),
+    Host(
+        "amd",
+        "qemu",
+        "max,-erms,-fsrm",
+        "AMD-V, NPT",
+        {"kvm_amd.npt": "Y"},
+        memory=4096,
+        options=_GIGANTIC_PAGE,
+    ),
     Host(
         "intel",
         "bochs",

@@ -12,7 +12,7 @@ from .watchdog import Limits
 def start(host: Host, kernel: Path, initrd: Path, place: Path, *, interactive: bool = False) -> Start:
     """How to start ``host``; with ``interactive`` its console is the standard input and output."""
     console, report, output = files_in(place)
-    append = command_line(HOSTLAB_ROOT="9p", **({"HOSTLAB_SHELL": "1"} if interactive else {}))
+    append = command_line(*host.options, HOSTLAB_ROOT="9p", **({"HOSTLAB_SHELL": "1"} if interactive else {}))
     command = [
         "qemu-system-x86_64",
         # one CPU: with two, TCG's threads now and then wait for each other for ever
