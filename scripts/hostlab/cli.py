@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import cache, catalogue, expected, job, junit, packages, prepare, table
@@ -13,6 +13,7 @@ from .catalogue import Host
 from .errors import HostsError
 from .protocol import Report, Result
 from .run import Listener, Plan, run
+from .several import default_jobs, run_several
 from .shell import end_on_terminate, shell
 
 _DESCRIPTION = """\
@@ -21,6 +22,7 @@ Emulated hosts to test KVM on: AMD-V in QEMU, VT-x in Bochs, with Debian's kerne
   scripts/hosts list                      what there is, and what is missing
   scripts/hosts prepare                   fetch the kernel and make everything ready
   scripts/hosts run amd -- -k dirty       run the hardware suite, or a part of it
+  scripts/hosts run local amd             on several, one emulator for each CPU at a time
   scripts/hosts run all                   on every host, with a table at the end
   scripts/hosts shell intel               a shell there
 """
@@ -69,7 +71,14 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("host", metavar="HOST", help=f"{', '.join(catalogue.NAMES)} or all")
+    command.add_argument("hosts", metavar="HOST", nargs="+", help=f"{', '.join(catalogue.NAMES)} or all")
+    command.add_argument(
+        "--jobs",
+        type=int,
+        default=default_jobs(),
+        metavar="N",
+        help="emulators at a time; without, one for each CPU (%(default)s)",
+    )
     command.add_argument("--console", action="store_true", help="show all that the host prints")
     command.add_argument("--facts", action="store_true", help="no tests: only start it and say what it is")
     command.add_argument("--repeat", type=int, default=1, metavar="N", help="so many times; all must be good")
@@ -111,18 +120,21 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    hosts = catalogue.find(arguments.host)
+    chosen = {host.name: host for name in arguments.hosts for host in catalogue.find(name)}
+    hosts = list(chosen.values())
     project = job.find_project(arguments.source)
     plan = Plan(project, "facts" if arguments.facts else "suite", arguments.rest)
     allowed = expected.read(project.root / job.SUITE / "EXPECTED.toml")
-    listener = Listener(_show_result, _show_console if arguments.console else lambda host, line: None, _say)
-    reports: list[Report] = []
+    console = _show_console if arguments.console else lambda host, line: None
+
+    def one(host: Host, cancelled: Callable[[], bool]) -> Report:
+        report = run(host, plan, allowed, Listener(_show_result, console, _say, cancelled))
+        _show_problems(report)
+        return report
+
     status = 0
     for _ in range(arguments.repeat):
-        reports = []
-        for host in hosts:
-            reports.append(run(host, plan, allowed, listener))
-            _show_problems(reports[-1])
+        reports = run_several(hosts, one, max(1, arguments.jobs))
         _show_tables(reports, arguments)
         status = 1 if status or any(report.failed for report in reports) else 0
     return status
@@ -145,9 +157,9 @@ def _show_result(host: Host, result: Result) -> None:
     line = f"{host.name:13} {result.outcome:4} {result.seconds:6.1f} s  {result.test}"
     if result.outcome == "skip":
         line += f"  ({result.reason})"
-    print(line, flush=True)
     if result.outcome == "fail":
-        print("".join(f"    {text}\n" for text in result.reason.splitlines()), end="", flush=True)
+        line += "".join(f"\n    {text}" for text in result.reason.splitlines())
+    print(line, flush=True)  # at once: other hosts print, too
 
 
 def _show_console(host: Host, line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from .watchdog import Limits, follow
 
 _REPORT_PORT = "/dev/ttyS1"
 _LAST_LINES = 20
+_preparing = threading.Lock()
+"""What a host starts from is made by one of several that run at a time; the others find it made."""
 
 
 class Plan(NamedTuple):
@@ -30,11 +33,15 @@ class Plan(NamedTuple):
 
 
 class Listener(NamedTuple):
-    """Who wants to hear while a host runs: of results, of the console's lines, of what is being prepared."""
+    """Who wants to hear while a host runs: of results, of the console's lines, of what is being prepared.
+
+    ``cancelled()`` says that nobody does any more.
+    """
 
     result: Callable[[Host, Result], None]
     console: Callable[[Host, str], None]
     say: Callable[[str], None]
+    cancelled: Callable[[], bool] = lambda: False
 
 
 def run(host: Host, plan: Plan, expected: Expected, listener: Listener) -> Report:
@@ -56,9 +63,17 @@ def run(host: Host, plan: Plan, expected: Expected, listener: Listener) -> Repor
             listener.result(host, result)
 
     with place_of(host) as place:
-        start = set_up(host, plan, place, listener.say)
+        with _preparing:
+            start = set_up(host, plan, place, listener.say)
         files = {start.console: on_console, start.report: on_report}
-        ended = follow(start.command, files, start.limits, output=start.output, done=lambda: report.over)
+        ended = follow(
+            start.command,
+            files,
+            start.limits,
+            output=start.output,
+            done=lambda: report.over,
+            cancelled=listener.cancelled,
+        )
         (place / "disk.img").unlink(missing_ok=True)
         report.finish(ended.seconds, ended.why)
         if report.problems:

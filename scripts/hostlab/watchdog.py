@@ -70,11 +70,12 @@ def follow(
     *,
     output: Path,
     done: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> End:
     """Run ``command`` until it ends or exceeds a limit, and hand over the lines of ``files`` as they come.
 
     Its standard output and errors go to the file ``output``, its standard input is empty. ``done`` says that
-    nothing more is to come. OSError if the command can't be started.
+    nothing more is to come, ``cancelled`` that nobody waits any longer. OSError if the command can't be started.
     """
     start = time.monotonic()
     followers = [Follower(path, take) for path, take in files.items()]
@@ -83,7 +84,7 @@ def follow(
             command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
         )
     try:
-        why = _watch(process, followers, limits, done, start)
+        why = _watch(process, followers, limits, done, cancelled, start)
     finally:
         end(process)
         seconds = time.monotonic() - start
@@ -97,6 +98,7 @@ def _watch(
     followers: Sequence[Follower],
     limits: Limits,
     done: Callable[[], bool],
+    cancelled: Callable[[], bool],
     start: float,
 ) -> str:
     heard, over = 0.0, None
@@ -105,6 +107,8 @@ def _watch(
         for follower in followers:
             if follower.poll(now):
                 heard = now
+        if cancelled():
+            return f"cancelled after {now:.0f} s"
         if now > limits.total:
             return f"ended after {now:.0f} s, the limit for a run"
         if now - heard > limits.silence:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from scripts.hostlab.errors import HostsError
 from scripts.hostlab.expected import Expected
 from scripts.hostlab.machine import Start
 from scripts.hostlab.protocol import Report
+from scripts.hostlab.several import run_several
 from scripts.hostlab.watchdog import Limits
 
 LISTENER = run.Listener(lambda host, result: None, lambda host, line: None, lambda text: None)
@@ -158,6 +163,15 @@ class TestEmulator:
         report = self.start("echo cannot open display >&2", monkeypatch)
         assert report.last_lines == ["cannot open display"]
 
+    def test_one_that_nobody_waits_for_is_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        looks = iter((False, False, True))
+        monkeypatch.setattr(
+            sys.modules[__name__], "LISTENER", LISTENER._replace(cancelled=lambda: next(looks))
+        )
+        report = self.start("while :; do echo more >> CONSOLE; sleep 0.1; done", monkeypatch)
+        assert report.problems[0].startswith("cancelled after ")
+        assert report.seconds < 8
+
     def test_a_host_runs_once_at_a_time(self) -> None:
         with (
             run.place_of(AMD),
@@ -167,6 +181,55 @@ class TestEmulator:
             pass
         with run.place_of(AMD):
             pass
+
+
+class TestSeveral:
+    def test_emulators_run_side_by_side_and_this_machine_alone(self) -> None:
+        meeting = threading.Barrier(2)
+        running: list[str] = []
+        seen: list[tuple[str, ...]] = []
+
+        def one(host: Host, cancelled: object) -> Report:
+            running.append(host.name)
+            seen.append(tuple(running))
+            if host.name in ("amd", "intel"):
+                meeting.wait(20)
+            running.remove(host.name)
+            return Report(host)
+
+        hosts = [catalogue.find(name)[0] for name in ("amd", "local", "intel")]
+        reports = run_several(hosts, one, jobs=2)
+        assert [report.host.name for report in reports] == ["amd", "local", "intel"]
+        assert seen[0] == ("local",)
+
+    def test_no_more_than_asked_for(self) -> None:
+        running: list[str] = []
+
+        def one(host: Host, cancelled: object) -> Report:
+            running.append(host.name)
+            assert len(running) == 1
+            running.remove(host.name)
+            return Report(host)
+
+        assert len(run_several(catalogue.HOSTS, one, jobs=1)) == len(catalogue.HOSTS)
+
+    def test_what_one_raises_ends_the_others(self) -> None:
+        ended: list[str] = []
+        begun = threading.Event()
+
+        def one(host: Host, cancelled: Callable[[], bool]) -> Report:
+            if host.name == "amd":
+                begun.wait(20)
+                raise HostsError("no kernel")
+            begun.set()
+            while not cancelled():
+                time.sleep(0.01)
+            ended.append(host.name)
+            return Report(host)
+
+        with pytest.raises(HostsError, match="no kernel"):
+            run_several([AMD, INTEL], one, jobs=2)
+        assert ended == ["intel"]
 
 
 class TestCommandLine:
@@ -201,6 +264,8 @@ class TestCommandLine:
         assert "amd           the report is incomplete" in capsys.readouterr().out
         assert cli.main(["run", "local", "--repeat", "3"]) == 0
         assert len(plans) == 1 + 6 + 3
+        assert cli.main(["run", "local", "intel", "local"]) == 0
+        assert len(plans) == 1 + 6 + 3 + 2, "each once"
 
     def test_the_program_itself(self, root: Path) -> None:
         done = subprocess.run(
