@@ -77,28 +77,28 @@ def test_registers_that_were_not_asked_for_stay_as_they_are(host: Host) -> None:
     shared = Shared(host, COUNTS)
     shared.vcpu.sync(0)
     shared.enter()
-    shared.regs.rbx, shared.sregs.cr2 = 0xAAAA, 0xBBBB
+    shared.regs.rbx, shared.sregs.gs.base = 0xAAAA, 0xBBBB
     shared.enter()
-    assert (shared.regs.rbx, shared.sregs.cr2) == (0xAAAA, 0xBBBB)
+    assert (shared.regs.rbx, shared.sregs.gs.base) == (0xAAAA, 0xBBBB)
     shared.vcpu.sync(REGS)
     shared.enter()
-    assert (shared.regs.rbx, shared.sregs.cr2) == (3, 0xBBBB), "only one of the groups"
-    assert shared.vcpu.get_sregs().cr2 == 0, "nor was what was written there taken"
+    assert (shared.regs.rbx, shared.sregs.gs.base) == (3, 0xBBBB), "only one of the groups"
+    assert shared.vcpu.get_sregs().gs.base == 0, "nor was what was written there taken"
 
 
 def test_a_dirty_group_is_taken_at_the_next_entry(host: Host) -> None:
     shared = Shared(host, COUNTS)
     shared.vcpu.sync(REGS | SREGS)
     shared.enter()
-    shared.regs.rbx, shared.sregs.cr2 = 0x1000, 0x7000
+    shared.regs.rbx, shared.sregs.gs.base = 0x1000, 0x7000
     shared.vcpu.sync_dirty(REGS)
     shared.enter()
     assert shared.run.kvm_dirty_regs == 0, "taken"
-    assert (shared.regs.rbx, shared.sregs.cr2) == (0x1001, 0), "CR2 wasn't marked"
-    shared.sregs.cr2 = 0x7000
+    assert (shared.regs.rbx, shared.sregs.gs.base) == (0x1001, 0), "the other group wasn't marked"
+    shared.sregs.gs.base = 0x7000
     shared.vcpu.sync_dirty(SREGS)
     shared.enter()
-    assert shared.vcpu.get_sregs().cr2 == shared.sregs.cr2 == 0x7000
+    assert shared.vcpu.get_sregs().gs.base == shared.sregs.gs.base == 0x7000
     shared.enter()
     assert shared.regs.rbx == 0x1003, "a mark counts for one entry"
 
