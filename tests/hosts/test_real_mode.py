@@ -49,6 +49,8 @@ HALT = code(16, "f4   hlt")
 INTERRUPTED = code(
     16,
     """
+    50      push ax
+    58      pop ax
     fb      sti
     f9      stc
     cd 21   int 0x21
@@ -57,6 +59,7 @@ INTERRUPTED = code(
     f4      hlt
     """,
 )
+"""It uses its stack first: on AMD-V Bochs pushes twice when the page for an interrupt's frame has to be found."""
 TELLS_FLAGS = code(
     16,
     """
