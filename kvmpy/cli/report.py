@@ -143,6 +143,7 @@ def crash_fields(machine: Machine, crash: Crash) -> dict[str, Any]:
     return {
         "vcpu": crash.vcpu,
         "what": crash.what,
+        "remark": crash.remark,
         "registers": crash.registers,
         "system": crash.system,
         "segments": {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from os.path import exists
+
+from kvmpy.abi.exits import KVM_EXIT_SHUTDOWN
 from kvmpy.errors import KvmpyError
 
 TYPE_CHECKING = False
@@ -10,16 +13,23 @@ if TYPE_CHECKING:
     from kvmpy.machine.ring import Record
 
 CODE_BYTES = 16
+AMD_V = "/sys/module/kvm_amd"
 
 
 class Crash:
-    """``what`` happened on ``vcpu``; its registers, the ``code`` at RIP and the last exits before it."""
+    """``what`` happened on ``vcpu``; its registers, the ``code`` at RIP and the last exits before it.
 
-    __slots__ = ("code", "code_at", "history", "mode", "registers", "segments", "system", "vcpu", "what")
+    ``remark`` says what one must know to read the registers; empty where they are what they seem.
+    """
+
+    __slots__ = (
+        "code", "code_at", "history", "mode", "registers", "remark", "segments", "system", "vcpu", "what",
+    )  # fmt: skip
 
     def __init__(self, cpu: Cpu, what: str, history: list[Record]) -> None:
         self.vcpu = cpu.index
         self.what = what
+        self.remark = _remark(cpu)
         self.history = history
         self.registers: dict[str, int] = dict(cpu.regs.items())
         sregs = cpu.sregs
@@ -33,6 +43,17 @@ class Crash:
         self.mode = mode_of(cpu)
         self.code_at = linear_rip(cpu)
         self.code = code_at(cpu, self.code_at)
+
+
+def _remark(cpu: Cpu) -> str:
+    """APM vol. 2 ch. 15.14.3: after a shutdown intercept the VMCB is undefined, so KVM resets the vCPU."""
+    if (
+        not cpu.machine.engine.in_kernel
+        or cpu.native.run.exit_reason != KVM_EXIT_SHUTDOWN
+        or not exists(AMD_V)
+    ):
+        return ""
+    return "KVM has reset the vCPU, as it must on AMD-V: these are its registers after that, not at the fault"
 
 
 def mode_of(cpu: Cpu) -> int:

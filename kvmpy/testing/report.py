@@ -141,6 +141,8 @@ def registers(machine: MachineUnderTest, vcpu: int) -> list[str]:
     ended = machine.result.crash if machine.result is not None else None
     state: Crash = ended if ended is not None and ended.vcpu == vcpu else Crash(machine.cpus[vcpu], "", [])
     lines = [f"vCPU {vcpu}, {state.mode}-bit code at {state.code_at:#x}{_near(machine, state.code_at)}:"]
+    if state.remark:
+        lines.append(f"  {state.remark}")
     code = disassemble(state.code, state.code_at, state.mode)
     lines += [f"    {line}" for line in code[:INSTRUCTIONS]]
     for row in ROWS:
