@@ -39,6 +39,8 @@ static uint64_t now_ns(void)
 static void set_immediate_exit(struct kvmpy_vcpu *vcpu, uint8_t value)
 {
 	__atomic_store_n(&vcpu->run->immediate_exit, value, __ATOMIC_SEQ_CST);
+	if (value && vcpu->nudge)
+		__atomic_store_n(vcpu->nudge, 1, __ATOMIC_SEQ_CST);
 }
 
 static void on_kick(int number, siginfo_t *info, void *context)

@@ -22,6 +22,7 @@ static const char *open_unicorn(struct kvmpy_translate *t)
 	unicorn.ctl(t->unicorn, UNICORN_CTL_USE_EXITS, 1);	/* there are none: nothing is an address to stop at */
 	if (!kvmpy_unicorn_find(t->unicorn, &t->cpu, &t->env))
 		return "Unicorn's CPU state isn't where it was";
+	translate_prepare_blocks(t);
 	return NULL;
 }
 
@@ -65,6 +66,8 @@ static void tear_down(struct kvmpy_translate *t)
 	if (t->unicorn)
 		unicorn.close(t->unicorn);
 	translate_stack_free(t);
+	while (t->slot_count)
+		free(t->slots[--t->slot_count].code);
 	while (t->hole_count)
 		free(t->holes[--t->hole_count]);
 	pthread_mutex_destroy(&t->lock);
@@ -93,6 +96,7 @@ struct kvmpy_vcpu *kvmpy_translate_new(uint32_t index, const char **error)
 		return NULL;
 	}
 	t->vcpu->engine = t;
+	t->vcpu->nudge = &t->env->nudge;
 	t->vcpu->enter = kvmpy_translate_enter;
 	return t->vcpu;
 }

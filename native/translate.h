@@ -44,12 +44,13 @@ enum translate_wait {
 	WAIT_NO_MORE,		/* nothing to complete, but not parked */
 };
 
-/* Why the hook at a block's start has something to do. */
+/* What there is to do where a block begins. */
 enum translate_attention {
 	ATTENTION_EVENT = 1,	/* an exception, interrupt or NMI is to be delivered */
 	ATTENTION_WINDOW = 2,	/* *run asks for the interrupt window */
 	ATTENTION_WROTE = 4,	/* the host wrote to memory */
 	ATTENTION_TASK = 8,	/* TR was loaded */
+	ATTENTION_STORES = 16,	/* too many stores look for code where there is none */
 };
 
 struct translate_slot {
@@ -57,6 +58,8 @@ struct translate_slot {
 	uint8_t *host;
 	uint32_t number;
 	bool readonly;
+	uint64_t ram;		/* the library's name for `host` */
+	uint8_t *code;		/* a bit for each page that has translated code */
 };
 
 struct translate_hole {		/* guest physical addresses without memory: MMIO */
@@ -87,7 +90,9 @@ struct kvmpy_translate {
 	void *unicorn, *cpu;
 	struct unicorn_cpu *env;
 	uint32_t attention;		/* enum translate_attention, atomic */
-	uint64_t blocks;		/* that have begun */
+	uint64_t blocks;		/* that have begun with env->nudge set */
+	uint32_t odd_blocks;		/* whose code isn't as expected: none, as found when the library is loaded */
+	uint32_t wasted;		/* stores that looked for code where there is none */
 
 	/* Stacks. */
 	void *host_sp, *guest_sp;
@@ -184,15 +189,34 @@ static inline int translate_system_tlb(const struct kvmpy_translate *t)
 	return t->env->mode & MODE_SMAP ? 0 : 2;
 }
 
+/* Something is to be done where the next block begins. From any thread. */
+static inline void translate_attend(struct kvmpy_translate *t, uint32_t what)
+{
+	__atomic_fetch_or(&t->attention, what, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&t->env->nudge, 1, __ATOMIC_SEQ_CST);
+}
+
 /* Whether an instruction that was left in the middle of its MMIO is about to begin again. */
 static inline bool translate_again(const struct kvmpy_translate *t, uint64_t block)
 {
 	return t->mmio.replay < t->mmio.count && t->mmio.block == block && t->mmio.rip == t->env->rip;
 }
 
-/* translate_guard.c */
-void translate_guard(struct kvmpy_translate *t);	/* this is the engine that runs on this thread */
-bool translate_guard_library(void *library, const char *name, void *function);
+/* translate_interpose.c, and who uses it */
+bool translate_interpose(void *library, const char *name, void *instead, void *original);
+bool translate_guard_instructions(void *library);
+bool translate_guard_blocks(void *library, void *look);
+bool translate_guard_stores(void *library);
+
+/* translate_blocks.c */
+void translate_running(struct kvmpy_translate *t);	/* this is the engine that runs on this thread */
+struct kvmpy_translate *translate_current(void);
+void translate_prepare_blocks(struct kvmpy_translate *t);
+
+/* translate_stores.c */
+bool translate_new_stores(struct kvmpy_translate *t, struct translate_slot *slot);
+void translate_renew_stores(struct kvmpy_translate *t);
+void translate_forget_code(struct kvmpy_translate *t);
 
 /* translate_stack.c */
 int translate_stack_new(struct kvmpy_translate *t);
@@ -227,6 +251,7 @@ void translate_hole_write(void *engine, uint64_t offset, unsigned size, uint64_t
 /* translate_events.c */
 bool translate_has_event(const struct kvmpy_translate *t);
 void translate_deliver(struct kvmpy_translate *t, int vector) __attribute__((noreturn));
+void translate_begin_block(struct unicorn_cpu *env, uintptr_t where) __attribute__((used, visibility("hidden")));
 
 /* translate_sensitive.c, translate_msr.c */
 void translate_check_task(struct kvmpy_translate *t);
@@ -238,6 +263,7 @@ void translate_decode(struct kvmpy_translate *t, struct translate_instruction *i
 bool translate_modifies_memory(const struct translate_instruction *insn);
 
 /* translate_memory.c */
+struct translate_slot *translate_slot_at(struct kvmpy_translate *t, uint64_t gpa);
 uint8_t *translate_host(struct kvmpy_translate *t, uint64_t gpa, bool write);
 bool translate_linear(struct kvmpy_translate *t, uint64_t linear, uint64_t *gpa);
 size_t translate_read(struct kvmpy_translate *t, uint64_t linear, void *into, size_t size);

@@ -80,6 +80,6 @@ int kvmpy_translate_set_debug(struct kvmpy_vcpu *vcpu, const struct kvm_guest_de
 		t->step_hook = 0;
 		return -ENOMEM;
 	}
-	unicorn.ctl(t->unicorn, UNICORN_CTL_FLUSH_CODE);
+	translate_forget_code(t);
 	return 0;
 }

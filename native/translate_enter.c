@@ -121,7 +121,7 @@ static void queue_exception(struct kvmpy_translate *t, int vector, int error_cod
 	t->exception = vector;
 	t->exception_error = error_code;
 	t->exception_has_error = true;
-	__atomic_fetch_or(&t->attention, ATTENTION_EVENT, __ATOMIC_RELAXED);
+	translate_attend(t, ATTENTION_EVENT);
 }
 
 static void complete_msr(struct kvmpy_translate *t)
@@ -188,10 +188,12 @@ static int prepare(struct kvmpy_translate *t)
 	bool stop = translate_stop_asked(t);
 
 	if (run->request_interrupt_window)
-		__atomic_fetch_or(&t->attention, ATTENTION_WINDOW, __ATOMIC_RELAXED);
+		translate_attend(t, ATTENTION_WINDOW);
 	else
 		__atomic_fetch_and(&t->attention, ~ATTENTION_WINDOW, __ATOMIC_RELAXED);
 	/* An MMIO instruction runs on to its end first: the next block, or the next exit, sees what there is to do. */
+	if (stop)
+		t->env->nudge = 1;
 	if (dirty | wrote || (t->wait.kind != WAIT_MMIO && (stop || translate_has_event(t))))
 		translate_park(t);
 	if (t->inside)

@@ -124,6 +124,8 @@ static void __attribute__((noinline)) attend(struct kvmpy_translate *t)
 	}
 	if (t->attention & ATTENTION_TASK)
 		translate_check_task(t);
+	if (t->attention & ATTENTION_STORES)
+		translate_renew_stores(t);
 	if (t->attention & ATTENTION_EVENT)
 		deliver_pending(t);
 	if (t->attention & ATTENTION_WINDOW && t->interrupt < 0 && interruptible(t)) {
@@ -132,17 +134,29 @@ static void __attribute__((noinline)) attend(struct kvmpy_translate *t)
 	}
 }
 
-/* Each time a block of code begins: rip is right, and no instruction is half done. */
-static void on_block(void *engine, uint64_t pc, uint32_t size, void *user)
+/* What is pending can't be delivered yet: where most blocks begin while a guest has its interrupts off. */
+static bool must_wait(const struct kvmpy_translate *t)
 {
-	struct kvmpy_translate *t = user;
+	return !translate_stop_asked(t) && !(t->attention & ~(ATTENTION_EVENT | ATTENTION_WINDOW)) &&
+	       !translate_has_event(t);
+}
 
-	(void)engine;
-	(void)pc;
-	(void)size;
-	t->blocks++;
-	if (unlikely(t->run->immediate_exit | t->attention))
-		attend(t);
+/*
+ * A block begins, and env->nudge is set; `where` is in its code. No instruction is half done. Blocks are counted as long as
+ * the count tells whether one has begun since an access to MMIO.
+ */
+void translate_begin_block(struct unicorn_cpu *env, uintptr_t where)
+{
+	struct kvmpy_translate *t = env->engine;
+
+	__atomic_exchange_n(&env->nudge, ++t->blocks <= t->mmio.block, __ATOMIC_SEQ_CST);
+	if (likely(!(t->run->immediate_exit | t->attention)))
+		return;
+	__atomic_store_n(&env->nudge, 1, __ATOMIC_SEQ_CST);
+	if (must_wait(t))
+		return;
+	unicorn.restore_state(t->cpu, where, true);
+	attend(t);
 }
 
 /* INT n and its relatives are faults on the instruction when they can't be delivered: rip must stand on it. */
@@ -338,8 +352,7 @@ int translate_hook_events(struct kvmpy_translate *t)
 	void *u = t->unicorn;
 	size_t hook;
 
-	return unicorn.hook(u, &hook, UNICORN_HOOK_BLOCK, on_block, t, 1, 0) ||
-	       unicorn.hook(u, &hook, UNICORN_HOOK_INTERRUPT, on_exception, t, 1, 0) ||
+	return unicorn.hook(u, &hook, UNICORN_HOOK_INTERRUPT, on_exception, t, 1, 0) ||
 	       unicorn.hook(u, &hook, UNICORN_HOOK_INVALID, on_invalid, t, 1, 0) ||
 	       unicorn.hook(u, &hook, UNICORN_HOOK_INSTRUCTION, on_syscall, t, 1, 0, UNICORN_INSN_SYSCALL) ||
 	       unicorn.hook(u, &hook, UNICORN_HOOK_INSTRUCTION, on_sysenter, t, 1, 0, UNICORN_INSN_SYSENTER);

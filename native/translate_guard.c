@@ -1,37 +1,47 @@
 // SPDX-License-Identifier: MIT
 /*
- * Code that makes Unicorn's translator abort the process, or write where it shouldn't. No hook of its is called before a
- * block is translated, so the engine stands between: it takes over the slot through which the library calls its own
- * gen_intermediate_code().
+ * Instructions that mustn't reach Unicorn's translator, for it aborts the process, or takes them for others: the engine
+ * stands between it and the loop that goes through a block's instructions. A block ends before such an instruction, and
+ * one that begins with it isn't made: the instruction is #UD.
  *
- * LOCK BT, BTS, BTR and BTC of a register are invalid, but the translator doesn't see that. Blocks are cut so that such an
- * instruction begins one (no instruction is longer than 15 bytes), and is then translated with UD2 in its place.
+ * LOCK BT, BTS, BTR and BTC of a register are invalid, but the translator doesn't see that, and writes where it shouldn't.
+ *
+ * VEX and EVEX: there is no AVX (CPUID has none, XCR0 can't have it), but the translator runs 128-bit forms as SSE.
+ * What remains are the instructions of BMI1 and BMI2, which CPUID has.
  *
  * AAM and others each leave one or more of a block's 512 temporary values unreturned, which nobody counts: no block
  * has more than MOST instructions.
  */
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <elf.h>
-#include <link.h>
 #include <string.h>
 
 #include "translate.h"
 
 #define LONGEST TRANSLATE_LONGEST
-#define WINDOW (4096 + LONGEST)		/* no block is longer than a page */
-#define UD2 0x0b
+#define INVALID_OPCODE 6
 #define MOST 48
 
-typedef void translate_block(void *cpu, void *block, int instructions);
+enum { GO_ON, TOO_MANY };	/* values of translator.end */
 
-static translate_block *original;
-static __thread struct kvmpy_translate *current;
+/* What the library keeps of the block it is translating, and its functions for that. */
+struct translator {
+	const void *block;
+	uint64_t first, next;		/* linear addresses: of the block, of the instruction */
+	int32_t end;
+	int32_t count;			/* of instructions, with this one */
+	int32_t most;
+};
 
-void translate_guard(struct kvmpy_translate *t)
-{
-	current = t;
-}
+typedef void translate_one(struct translator *translator, void *cpu);
+
+struct functions {
+	void *start, *block_start, *instruction_start, *breakpoint;
+	translate_one *instruction;
+	void *block_end, *unused[2];
+};
+
+static void (*original_loop)(const struct functions *functions, struct translator *translator, void *cpu, void *block,
+			     int most);
+static translate_one *original_one;
 
 static bool is_prefix(uint8_t byte, bool code64)
 {
@@ -39,117 +49,101 @@ static bool is_prefix(uint8_t byte, bool code64)
 	       (byte & 0xfd) == 0xf0 || byte == 0xf3;
 }
 
-/* Whether the bytes are such an instruction, behind its prefixes, of which one was LOCK; *at is then its second byte's. */
-static bool poisonous(const uint8_t *code, size_t size, bool code64, size_t *at)
+/* LOCK, and BT or one of its relatives on a register: bytes from the opcode on. */
+static bool is_locked_bit_test(const uint8_t *code, size_t size)
 {
-	bool lock = false;
-	size_t i = 0;
-
-	while (i < size && i < LONGEST && is_prefix(code[i], code64))
-		lock |= code[i++] == 0xf0;
-	if (!lock || i + 2 >= size || code[i] != 0x0f || code[i + 2] < 0xc0)
+	if (size < 3 || code[0] != 0x0f || code[2] < 0xc0)
 		return false;
-	*at = i + 1;
-	switch (code[i + 1]) {
+	switch (code[1]) {
 	case 0xa3:
 	case 0xab:
 	case 0xb3:
 	case 0xbb:
 		return true;
 	case 0xba:
-		return (code[i + 2] >> 3 & 7) >= 4;
+		return (code[2] >> 3 & 7) >= 4;
 	}
 	return false;
 }
 
-/* Where the first one may begin, or size. */
-static size_t search(const uint8_t *code, size_t size, bool code64)
+/* The three-byte VEX instructions on general registers: SDM vol. 2, ANDN, BEXTR, BLSI, BLSMSK, BLSR, BZHI, MULX, ... */
+static bool is_bmi(const uint8_t *code, size_t size)
 {
-	const uint8_t *lock = code;
-	size_t at;
+	uint8_t map = code[1] & 0x1f, group, extension;
 
-	while ((lock = memchr(lock, 0xf0, size - (lock - code)))) {
-		if (poisonous(lock, size - (lock - code), code64, &at)) {
-			while (lock > code && is_prefix(lock[-1], code64))
-				lock--;
-			return lock - code;
-		}
-		lock++;
+	if (size < 5 || code[2] & 4)		/* VEX.L */
+		return false;
+	extension = code[2] & 3;		/* what stands for 66, F3, F2 */
+	group = code[4] >> 3 & 7;
+	if (map == 3)
+		return code[3] == 0xf0 && extension == 3;
+	if (map != 2)
+		return false;
+	switch (code[3]) {
+	case 0xf2: return extension == 0;
+	case 0xf3: return extension == 0 && group >= 1 && group <= 3;
+	case 0xf5: return extension != 1;
+	case 0xf6: return extension == 3;
+	case 0xf7: return true;
 	}
-	return size;
+	return false;
 }
 
-static void translate_poison(struct kvmpy_translate *t, uint64_t linear, size_t at, void *cpu, void *block)
+/* VEX and EVEX but for BMI. Outside 64-bit mode they are LES, LDS and BOUND with a register, which there isn't. */
+static bool is_vector(const struct kvmpy_translate *t, const uint8_t *code, size_t size, size_t prefixes)
 {
-	uint64_t gpa;
-	uint8_t *host = translate_linear(t, linear + at, &gpa) ? translate_host(t, gpa, true) : NULL, byte;
+	bool code64 = t->env->mode & MODE_CODE64;
 
-	if (!host)		/* read-only: nothing more can be done */
-		return original(cpu, block, 1);
-	byte = *host;
-	*host = UD2;
-	original(cpu, block, 1);
-	*host = byte;
+	if (size < 2 || (code[0] != 0xc4 && code[0] != 0xc5 && code[0] != 0x62))
+		return false;
+	if (!code64 && code[1] < 0xc0)
+		return false;
+	if (code[0] != 0xc4 || !translate_protected(t) || t->env->mode & MODE_VM86)
+		return true;
+	/* Segment overrides and an address size may stand before VEX, anything else not. */
+	for (size_t i = 1; i <= prefixes; i++)
+		if (code[-i] == 0xf0 || code[-i] == 0xf2 || code[-i] == 0xf3 || code[-i] == 0x66 ||
+		    (code64 && (code[-i] & 0xf0) == 0x40))
+			return true;
+	return size >= 5 && !is_bmi(code, size);
 }
 
-static void guarded(void *cpu, void *block, int instructions)
+static bool is_invalid(struct kvmpy_translate *t, uint64_t linear)
 {
-	struct kvmpy_translate *t = current;
-	uint8_t code[WINDOW];
-	uint64_t linear;
-	size_t size, first, at;
-	bool code64;
+	uint8_t code[LONGEST];
+	size_t size = translate_read(t, linear, code, sizeof(code)), at = 0;
+	bool lock = false;
+
+	while (at < size && is_prefix(code[at], t->env->mode & MODE_CODE64))
+		lock |= code[at++] == 0xf0;
+	return (lock && is_locked_bit_test(code + at, size - at)) || is_vector(t, code + at, size - at, at);
+}
+
+static void guarded_one(struct translator *translator, void *cpu)
+{
+	struct kvmpy_translate *t = translate_current();
+
+	if (!is_invalid(t, translator->next))
+		return original_one(translator, cpu);
+	if (translator->count == 1)
+		unicorn.raise(t->env, INVALID_OPCODE, 0);
+	translator->end = TOO_MANY;
+}
+
+static void guarded_loop(const struct functions *functions, struct translator *translator, void *cpu, void *block,
+			 int most)
+{
+	struct kvmpy_translate *t = translate_current();
+	struct functions guarded = *functions;
 
 	if (!t || t->cpu != cpu)
-		return original(cpu, block, instructions);
-	code64 = t->env->mode & MODE_CODE64;
-	linear = t->env->segments[SEG_CS].base + t->env->rip;
-	size = translate_read(t, linear, code, sizeof(code));
-	if (poisonous(code, size, code64, &at))
-		return translate_poison(t, linear, at, cpu, block);
-	if (instructions > MOST)
-		instructions = MOST;
-	first = search(code, size, code64);
-	if (first < size && (size_t)instructions > first / LONGEST + !(first / LONGEST))
-		instructions = first / LONGEST + !(first / LONGEST);
-	original(cpu, block, instructions);
+		return original_loop(functions, translator, cpu, block, most);
+	original_one = functions->instruction;
+	guarded.instruction = guarded_one;
+	original_loop(&guarded, translator, cpu, block, most < MOST ? most : MOST);
 }
 
-static const ElfW(Dyn) *find(const ElfW(Dyn) *entry, ElfW(Sxword) tag)
+bool translate_guard_instructions(void *library)
 {
-	for (; entry->d_tag != DT_NULL; entry++)
-		if (entry->d_tag == tag)
-			return entry;
-	return NULL;
-}
-
-/* Takes over the slot of the library's call; false if it isn't as expected. */
-bool translate_guard_library(void *library, const char *name, void *function)
-{
-	const ElfW(Dyn) *table, *size, *symbols, *strings;
-	const ElfW(Rela) *relocation;
-	struct link_map *map;
-
-	if (dlinfo(library, RTLD_DI_LINKMAP, &map))
-		return false;
-	table = find(map->l_ld, DT_JMPREL);
-	size = find(map->l_ld, DT_PLTRELSZ);
-	symbols = find(map->l_ld, DT_SYMTAB);
-	strings = find(map->l_ld, DT_STRTAB);
-	if (!table || !size || !symbols || !strings)
-		return false;
-	relocation = (const ElfW(Rela) *)table->d_un.d_ptr;
-	for (size_t i = 0; i < size->d_un.d_val / sizeof(*relocation); i++, relocation++) {
-		const ElfW(Sym) *symbol = (const ElfW(Sym) *)symbols->d_un.d_ptr + ELF64_R_SYM(relocation->r_info);
-		void **slot = (void **)(map->l_addr + relocation->r_offset);
-
-		if (strcmp((const char *)strings->d_un.d_ptr + symbol->st_name, name))
-			continue;
-		if (*slot != function)
-			return false;
-		original = (translate_block *)function;
-		*slot = guarded;
-		return true;
-	}
-	return false;
+	return translate_interpose(library, "translator_loop_x86_64", guarded_loop, &original_loop);
 }

@@ -109,7 +109,7 @@ static void put_linear(struct kvmpy_translate *t, uint64_t linear, const uint8_t
 		if (host)
 			*host = data[i];
 	}
-	unicorn.ctl(t->unicorn, UNICORN_CTL_FLUSH_CODE);
+	translate_forget_code(t);
 }
 
 /* In the middle of the instruction a fault in memory is the guest's; parked, its tables are as they were before. */

@@ -17,7 +17,7 @@
 #define CR4_PSE (1ull << 4)
 #define CR4_PAE (1ull << 5)
 
-static const struct translate_slot *slot_at(const struct kvmpy_translate *t, uint64_t gpa)
+struct translate_slot *translate_slot_at(struct kvmpy_translate *t, uint64_t gpa)
 {
 	for (uint32_t i = 0; i < t->slot_count; i++)
 		if (gpa - t->slots[i].gpa < t->slots[i].size)
@@ -35,7 +35,7 @@ static const struct translate_hole *hole_at(const struct kvmpy_translate *t, uin
 
 uint8_t *translate_host(struct kvmpy_translate *t, uint64_t gpa, bool write)
 {
-	const struct translate_slot *slot = slot_at(t, gpa);
+	const struct translate_slot *slot = translate_slot_at(t, gpa);
 
 	if (!slot || (write && slot->readonly))
 		return NULL;
@@ -185,7 +185,7 @@ int translate_open_holes(struct kvmpy_translate *t)
 
 	t->holes_open = true;
 	while (gpa < EAGER) {
-		const struct translate_slot *slot = slot_at(t, gpa);
+		const struct translate_slot *slot = translate_slot_at(t, gpa);
 		const struct translate_hole *hole;
 
 		if (slot) {
@@ -214,12 +214,13 @@ static int remove_slot(struct kvmpy_translate *t, uint32_t i)
 {
 	int error = unicorn.unmap(t->unicorn, t->slots[i].gpa, t->slots[i].size);
 
+	free(t->slots[i].code);
 	t->slots[i] = t->slots[--t->slot_count];
 	t->holes_open = false;
 	return error ? -EINVAL : 0;
 }
 
-static int add_slot(struct kvmpy_translate *t, const struct translate_slot *slot)
+static int add_slot(struct kvmpy_translate *t, struct translate_slot *slot)
 {
 	if (t->slot_count == TRANSLATE_SLOTS)
 		return -ENOSPC;
@@ -235,6 +236,10 @@ static int add_slot(struct kvmpy_translate *t, const struct translate_slot *slot
 	/* Only what is protected after it was mapped keeps writes out; mapping it read-only doesn't. */
 	if (slot->readonly)
 		unicorn.protect(t->unicorn, slot->gpa, slot->size, UNICORN_READ | UNICORN_EXECUTE);
+	if (!translate_new_stores(t, slot)) {
+		unicorn.unmap(t->unicorn, slot->gpa, slot->size);
+		return -ENOMEM;
+	}
 	t->slots[t->slot_count++] = *slot;
 	return 0;
 }
@@ -261,7 +266,7 @@ int kvmpy_translate_map(struct kvmpy_vcpu *vcpu, uint32_t number, uint64_t gpa, 
 	if (!error && size)
 		error = add_slot(t, &slot);
 	unicorn.flush_tlb(t->cpu);
-	unicorn.ctl(t->unicorn, UNICORN_CTL_FLUSH_CODE);
+	translate_forget_code(t);
 	return error;
 }
 
@@ -279,7 +284,7 @@ void kvmpy_translate_wrote(struct kvmpy_vcpu *vcpu, uint64_t gpa, uint64_t size)
 		t->wrote[t->wrote_count].gpa = gpa;
 		t->wrote[t->wrote_count++].size = size;
 	}
-	__atomic_fetch_or(&t->attention, ATTENTION_WROTE, __ATOMIC_RELEASE);
+	translate_attend(t, ATTENTION_WROTE);
 	pthread_mutex_unlock(&t->lock);
 }
 
@@ -302,7 +307,7 @@ void translate_forget_written(struct kvmpy_translate *t)
 	pthread_mutex_lock(&t->lock);
 	for (uint32_t i = 0; i < t->wrote_count; i++) {
 		if (t->wrote[i].size >= 64 << 20) {	/* dearer than to begin anew */
-			unicorn.ctl(t->unicorn, UNICORN_CTL_FLUSH_CODE);
+			translate_forget_code(t);
 			break;
 		}
 		forget(t, t->wrote[i].gpa, t->wrote[i].size);

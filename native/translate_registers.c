@@ -115,7 +115,7 @@ static void take_interrupt(struct kvmpy_translate *t, const struct kvm_sregs *sr
 		if (sregs->interrupt_bitmap[i / 64] >> (i % 64) & 1)
 			t->interrupt = i;
 	if (t->interrupt >= 0)
-		__atomic_fetch_or(&t->attention, ATTENTION_EVENT, __ATOMIC_RELAXED);
+		translate_attend(t, ATTENTION_EVENT);
 }
 
 static int set_sregs(struct kvmpy_translate *t, const struct kvm_sregs *sregs)

@@ -102,7 +102,7 @@ static void load_task(struct kvmpy_translate *t, const struct translate_instruct
 
 	if (modrm >= 0xc0 && !(selector & 0xfffc))
 		refuse(t);
-	__atomic_fetch_or(&t->attention, ATTENTION_TASK, __ATOMIC_RELAXED);
+	translate_attend(t, ATTENTION_TASK);
 }
 
 /* As translated code leaves it after LTR with a null selector from memory, the library would abort the process. */
@@ -202,7 +202,7 @@ static bool add_hook(struct kvmpy_translate *t, uint64_t linear)
 	if (t->code_count == most) {	/* a guest that makes up its code as it goes */
 		while (t->code_count)
 			unicorn.unhook(t->unicorn, t->code_hooks[--t->code_count]);
-		unicorn.ctl(t->unicorn, UNICORN_CTL_FLUSH_CODE);
+		translate_forget_code(t);
 	}
 	if (unicorn.hook(t->unicorn, &t->code_hooks[t->code_count], UNICORN_HOOK_CODE, on_code, t, linear, linear))
 		return false;

@@ -106,11 +106,11 @@ void translate_stack_free(struct kvmpy_translate *t)
 
 void translate_to_guest(struct kvmpy_translate *t)
 {
-	translate_guard(t);
+	translate_running(t);
 	FIBER_START(&t->host_fiber, t->stack, STACK_SIZE);
 	translate_switch(&t->host_sp, t->guest_sp);
 	FIBER_FINISH(t->host_fiber, NULL, NULL);
-	translate_guard(NULL);
+	translate_running(NULL);
 }
 
 /* Back to whoever called enter(), until the next time. */

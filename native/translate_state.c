@@ -110,7 +110,7 @@ void translate_set_events(struct kvmpy_translate *t, const struct kvm_vcpu_event
 	if (events->flags & KVM_VCPUEVENT_VALID_SHADOW)
 		env->mode = (env->mode & ~MODE_SHADOW) | (events->interrupt.shadow & SHADOWS ? MODE_SHADOW : 0);
 	if (t->exception >= 0 || t->interrupt >= 0 || t->nmi)
-		__atomic_fetch_or(&t->attention, ATTENTION_EVENT, __ATOMIC_RELAXED);
+		translate_attend(t, ATTENTION_EVENT);
 }
 
 void kvmpy_translate_get_events(struct kvmpy_vcpu *vcpu, struct kvm_vcpu_events *events)
@@ -195,7 +195,7 @@ int kvmpy_translate_interrupt(struct kvmpy_vcpu *vcpu, uint32_t vector)
 	if (t->interrupt >= 0)
 		return -EEXIST;
 	t->interrupt = vector;
-	__atomic_fetch_or(&t->attention, ATTENTION_EVENT, __ATOMIC_RELAXED);
+	translate_attend(t, ATTENTION_EVENT);
 	return 0;
 }
 
@@ -204,5 +204,5 @@ void kvmpy_translate_nmi(struct kvmpy_vcpu *vcpu)
 	struct kvmpy_translate *t = vcpu->engine;
 
 	t->nmi = true;
-	__atomic_fetch_or(&t->attention, ATTENTION_EVENT, __ATOMIC_RELAXED);
+	translate_attend(t, ATTENTION_EVENT);
 }

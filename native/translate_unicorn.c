@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
@@ -49,6 +50,8 @@ static const struct symbol symbols[] = {
 	SYMBOL(read_flags, "helper_read_eflags_x86_64"),
 	SYMBOL(write_flags, "helper_write_eflags_x86_64"),
 	SYMBOL(flush_tlb, "tlb_flush_x86_64"),
+	SYMBOL(restore_state, "cpu_restore_state_x86_64"),
+	SYMBOL(look_first, "tlb_reset_dirty_x86_64"),
 	SYMBOL(probe, "probe_access_x86_64"),
 	SYMBOL(read_u16, "cpu_lduw_mmuidx_ra_x86_64"),
 	SYMBOL(ram_of_host, "qemu_ram_addr_from_host_x86_64"),
@@ -162,6 +165,33 @@ static bool exceptions_fit(void *engine, struct unicorn_cpu *env)
 	return fit;
 }
 
+/* A jump to HLT: both blocks are made as expected, and the first tells that it begins. */
+static bool blocks_fit(void *engine, void *cpu, struct unicorn_cpu *env)
+{
+	struct kvmpy_translate *t = calloc(1, sizeof(*t));
+	struct kvm_run *run = calloc(1, TRANSLATE_RUN_SIZE);
+	uint8_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bool fit = false;
+
+	if (t && run && page != MAP_FAILED) {
+		*t = (struct kvmpy_translate) { .run = run, .unicorn = engine, .cpu = cpu, .env = env };
+		memcpy(page, "\xeb\x00\xf4", 3);
+		translate_prepare_blocks(t);
+		env->nudge = 1;
+		translate_running(t);
+		fit = !unicorn.map(engine, 0x2000, 4096, UNICORN_ALL, page) &&
+		      !unicorn.start(engine, 0x2000, -1, 0, 0) && env->rip == 0x2003 && t->blocks == 1 &&
+		      !t->odd_blocks && !env->nudge;
+		translate_running(NULL);
+		unicorn.unmap(engine, 0x2000, 4096);
+	}
+	if (page != MAP_FAILED)
+		munmap(page, 4096);
+	free(run);
+	free(t);
+	return fit;
+}
+
 static const char *check_layout(void)
 {
 	struct unicorn_cpu *env = NULL;
@@ -175,6 +205,8 @@ static const char *check_layout(void)
 		wrong = "its CPU state isn't where version 2.1.4 from PyPI has it";
 	else if (!registers_fit(engine, env))
 		wrong = "its registers aren't where version 2.1.4 from PyPI has them";
+	else if (!blocks_fit(engine, cpu, env))
+		wrong = "its code isn't what version 2.1.4 from PyPI makes";
 	else if (!exceptions_fit(engine, env))
 		wrong = "its exceptions don't work as in version 2.1.4 from PyPI";
 	unicorn.close(engine);
@@ -183,10 +215,10 @@ static const char *check_layout(void)
 
 static bool guard(void *library)
 {
-	static const char name[] = "gen_intermediate_code_x86_64";
-	void *function = dlsym(library, name);
+	void *look = dlsym(library, "helper_check_exit_request_x86_64");
 
-	return function && translate_guard_library(library, name, function);
+	return look && translate_guard_instructions(library) && translate_guard_blocks(library, look) &&
+	       translate_guard_stores(library);
 }
 
 static const char *load(const char *path)
@@ -214,8 +246,7 @@ static const char *load(const char *path)
 		snprintf(reason, sizeof(reason), "it is version %u.%u.%u", all >> 24, all >> 16 & 0xff, all >> 8 & 0xff);
 		return reason;
 	}
-	wrong = check_layout();
-	return wrong || guard(library) ? wrong : "its translator can't be guarded";
+	return guard(library) ? check_layout() : "its translator can't be guarded";
 }
 
 const char *kvmpy_unicorn_load(const char *path)

@@ -49,7 +49,13 @@ struct unicorn_cpu {
 	uint32_t mxcsr;
 	uint8_t mxcsr_padding[4];
 	uint8_t vectors[32][64];
-	uint8_t unused_vectors[1928];
+	uint8_t unused_vectors[1864];
+	/* The last register of AVX-512 that nothing translated touches: the engine's own (translate_blocks.c). */
+	uint32_t nudge;			/* whether a block's start must be told of; from any thread */
+	uint8_t nudge_padding[4];
+	void (*begin)(void);
+	void *engine;
+	uint8_t unused_vector[40];
 	uint32_t sysenter_cs;
 	uint8_t sysenter_padding[4];
 	uint64_t sysenter_esp, sysenter_eip;
@@ -86,6 +92,7 @@ UNICORN_AT(fpu, 624);
 UNICORN_AT(fpu_ip, 760);
 UNICORN_AT(mxcsr, 816);
 UNICORN_AT(vectors, 824);
+UNICORN_AT(nudge, 4736);
 UNICORN_AT(sysenter_cs, 4800);
 UNICORN_AT(lstar, 4840);
 UNICORN_AT(xcr0, 4904);
@@ -118,7 +125,6 @@ enum unicorn_constants {
 	UNICORN_HOOK_INTERRUPT = 1 << 0,
 	UNICORN_HOOK_INSTRUCTION = 1 << 1,
 	UNICORN_HOOK_CODE = 1 << 2,
-	UNICORN_HOOK_BLOCK = 1 << 3,
 	UNICORN_HOOK_READ_UNMAPPED = 1 << 4,
 	UNICORN_HOOK_WRITE_UNMAPPED = 1 << 5,
 	UNICORN_HOOK_READ_PROTECTED = 1 << 7,
@@ -175,6 +181,8 @@ struct unicorn {
 	uint64_t (*read_flags)(struct unicorn_cpu *env);
 	void (*write_flags)(struct unicorn_cpu *env, uint64_t value, uint32_t mask);
 	void (*flush_tlb)(void *cpu);
+	bool (*restore_state)(void *cpu, uintptr_t where, bool leaving);	/* from a place in a block's code */
+	void (*look_first)(void *cpu, uint64_t host, uint64_t size);	/* stores there look for code first */
 	void *(*probe)(struct unicorn_cpu *env, uint64_t address, int size, int access, int tlb, uintptr_t where);
 	uint32_t (*read_u16)(struct unicorn_cpu *env, uint64_t address, int tlb, uintptr_t where);
 	uint64_t (*ram_of_host)(void *engine, void *host);

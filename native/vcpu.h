@@ -126,6 +126,7 @@ struct kvmpy_vcpu {
 	bool has_timer;
 
 	void *engine;			/* the engine's own */
+	uint32_t *nudge;		/* set when immediate_exit is, for an engine that looks at this only; NULL: none */
 	struct kvmpy_measure *measure;	/* while a measurement is on (measure.h), whose wrapper then stands in enter */
 	struct kvmpy_dirty *dirty;	/* NULL: a full dirty ring is Python's business */
 	uint64_t exits[KVMPY_REASONS];

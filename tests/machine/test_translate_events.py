@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import threading
 
 import pytest
 from translate_rig import (
@@ -27,6 +26,8 @@ from kvmpy.x86.entry import EntryState
 
 HANDLERS = 0x30000
 PORT = 0x100
+OSFXSR = 1 << 9  # without it, the library refuses some of BMI
+READONLY = 2  # KVM_MEM_READONLY
 WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17)
 VECTORS = [*range(20), 0x20, 0x21, 0x80]
 USER_STACK = 0x9000
@@ -81,6 +82,10 @@ def frame(guest: Guest) -> list[int]:
     size = {16: 2, 32: 4, 64: 8}[guest.bits]
     data = guest.read(guest.rsp, 8 * size)
     return [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
+
+
+def bytes_of(code: str) -> str:
+    return ".byte " + ", ".join(f"0x{code[at : at + 2]}" for at in range(0, len(code), 2))
 
 
 def vector_of(guest: Guest) -> int:
@@ -289,8 +294,7 @@ def test_a_handler_that_is_not_mapped_faults_for_ever_and_can_be_stopped() -> No
         gate = sregs.idt.base + 14 * 16
         guest.write(gate + 4, b"\x01")
         guest.write(gate + 8, b"\x01")  # the handler is above 4 GiB
-        timer = threading.Timer(0.05, setattr, (guest.run, "immediate_exit", 1))
-        timer.start()
+        timer = guest.kick_after(0.05)
         assert guest.vcpu.enter() == EINTR
         timer.join()
         assert guest.rip == HANDLERS + 14 * 32 + (1 << 32)
@@ -300,12 +304,84 @@ def test_a_handler_that_is_not_mapped_faults_for_ever_and_can_be_stopped() -> No
 @pytest.mark.parametrize("code", ["f00fabd8", "f0660fb3ec", "66f00fbae801", "f00fa3c1", "f00fbbc0"])
 def test_locked_bit_instructions_of_registers_are_undefined(bits: int, code: str) -> None:
     """The library would abort the process."""
-    data = ", ".join(f"0x{code[at : at + 2]}" for at in range(0, len(code), 2))
-    with guest_with_handlers(f"inc ebx\n inc ebx\n mov cl, 1\n l: .byte {data}\n hlt", bits) as guest:
+    with guest_with_handlers(f"inc ebx\n inc ebx\n mov cl, 1\n l: {bytes_of(code)}\n hlt", bits) as guest:
         assert vector_of(guest) == 6
         rip = frame(guest)[0]
         assert guest.read(rip, len(code) // 2).hex() == code
         assert guest.rbx == 2
+
+
+def test_a_locked_bit_instruction_in_read_only_memory() -> None:
+    with guest_with_handlers("mov ebx, 0x100000\n inc ecx\n jmp rbx", 64) as guest:
+        guest.write(0x100000, bytes.fromhex("ffc1f00fabd8f4"))  # inc ecx; lock bts eax, ebx
+        guest.vm.set_user_memory_region(0, 0, 0x100000, guest.address)
+        guest.vm.set_user_memory_region(1, 0x100000, 0x1000, guest.address + 0x100000, READONLY)
+        guest.vm.set_user_memory_region(2, 0x101000, SIZE - 0x101000, guest.address + 0x101000)
+        assert vector_of(guest) == 6
+        assert frame(guest)[0] == 0x100002
+        assert guest.read(0x100002, 4) == bytes.fromhex("f00fabd8")
+
+
+# AVX, AVX2, AVX-512, FMA and masks: what CPUID doesn't have. Then BMI that isn't one: VEX.L, a prefix in front, no such
+# group, no such opcode extension.
+VECTOR_CODE = [
+    "c5f877", "c5f058c2", "c5f96fc1", "c5fc58c1", "c4e27113c0", "c4e27198c2", "c4e37118c201", "c4e1f058c2", "c5f892c0",
+    "62f17c4858c1", "62f1fd486fc1", "c4e264f2c1", "c4e260f3c1", "c4e261f5c1", "c4e262f6c1", "66c4e260f2c1",
+    "f3c4e260f2c1", "f2c4e260f2c1", "f0c4e260f2c1", "c4e360f0c101", "c4e460f2c1", "c4e260f1c1",
+]  # fmt: skip
+BMI_CODE = {
+    "c4e260f2c1": "andn eax, ebx, ecx", "c4e260f3c9": "blsr ebx, ecx", "c4e260f5c1": "bzhi eax, ecx, ebx",
+    "c4e262f5c1": "pext eax, ebx, ecx", "c4e263f5c1": "pdep eax, ebx, ecx", "c4e263f6c1": "mulx eax, ebx, ecx",
+    "c4e260f7c1": "bextr eax, ecx, ebx", "c4e261f7c1": "shlx eax, ecx, ebx", "c4e37bf0c103": "rorx eax, ecx, 3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("code", VECTOR_CODE)
+def test_vector_extensions_are_undefined(bits: int, code: str) -> None:
+    """CPUID hides them, and the library would run some of them as SSE. SDM vol. 2, 2.3.5 and table 2-17."""
+    with guest_with_handlers("inc ebx\n nop\n" + bytes_of(code) + "\n hlt", bits) as guest:
+        assert vector_of(guest) == 6
+        assert guest.read(frame(guest)[0], len(code) // 2).hex() == code
+        assert guest.rbx == 1
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("code", BMI_CODE)
+def test_bmi_is_there_as_cpuid_says(bits: int, code: str) -> None:
+    with guest_with_handlers("nop\n" + bytes_of(code) + "\n hlt", bits) as guest:
+        guest.set_sregs(cr4=guest.vcpu.get_sregs().cr4 | OSFXSR)
+        guest.set(rax=0, rbx=0x0F0F, rcx=0x1234FF, rdx=0x7)
+        assert guest.enter().reason == HLT
+        expected = {
+            "andn": 0x1234FF & ~0x0F0F, "bzhi": 0x1234FF & 0x7FFF, "pext": 0x10F, "pdep": 0x2340F,
+            "bextr": 0x1234FF >> 15 & 0x7FFF, "shlx": 0x1234FF << 15 & 0xFFFFFFFF,
+            "rorx": (0x1234FF >> 3 | 0x1234FF << 29) & 0xFFFFFFFF,
+        }  # fmt: skip
+        name = BMI_CODE[code].split()[0]
+        if name == "blsr":
+            assert guest.rbx == 0x1234FE
+        elif name == "mulx":
+            assert (guest.rax, guest.rbx) == (0, 0x7 * 0x1234FF)
+        else:
+            assert hex(guest.rax) == hex(expected[name])
+
+
+def test_bmi_is_undefined_in_real_mode() -> None:
+    with guest_with_handlers(bytes_of("c4e260f2c1") + "\n hlt", 16) as guest:
+        assert vector_of(guest) == 6
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_les_lds_and_bound_are_no_vector_extensions(bits: int) -> None:
+    with guest_with_handlers(
+        "les edi, [0x6000]\n lds esi, [0x6000]\n bound eax, [0x6010]\n hlt", bits
+    ) as guest:
+        guest.set(rax=5)
+        selector = guest.vcpu.get_sregs().ds.selector
+        guest.write(0x6000, struct.pack("<IH10xII", 4, selector, 4, 6))
+        assert guest.enter().reason == HLT
+        assert (guest.rdi, guest.rsi) == (4, 4)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 from translate_rig import (
     HLT,
@@ -271,15 +269,13 @@ def test_immediate_exit_finishes_an_mmio_instruction() -> None:
 @pytest.mark.parametrize("bits", MODES)
 def test_a_kick_stops_a_guest_that_spins(bits: int) -> None:
     with Guest("l: inc eax\n jmp l", bits) as guest:
-        timer = threading.Timer(0.05, setattr, (guest.run, "immediate_exit", 1))
-        timer.start()
+        timer = guest.kick_after(0.05)
         assert guest.vcpu.enter() == EINTR
         timer.join()
         assert guest.rax > 1000
         before = guest.rax
-        guest.run.immediate_exit = 0
-        timer = threading.Timer(0.05, setattr, (guest.run, "immediate_exit", 1))
-        timer.start()
+        guest.take_kick()
+        timer = guest.kick_after(0.05)
         assert guest.vcpu.enter() == EINTR
         timer.join()
         assert guest.rax != before
@@ -289,9 +285,8 @@ def test_a_kick_never_tears_an_instruction() -> None:
     """A guest that counts twice, in memory and in a register, is stopped a thousand times."""
     with Guest("l: inc qword ptr [0x6000]\n inc rax\n jmp l") as guest:
         for _ in range(1000):
-            guest.run.immediate_exit = 0
-            timer = threading.Timer(0.0001, setattr, (guest.run, "immediate_exit", 1))
-            timer.start()
+            guest.take_kick()
+            timer = guest.kick_after(0.0001)
             assert guest.vcpu.enter() == EINTR
             timer.join()
             count = int.from_bytes(guest.read(0x6000, 8), "little")

@@ -10,6 +10,7 @@ from kvmpy.x86 import entry, paging
 
 LOOP = "l: call f\n out 0x10, al\n jmp l\n .org 0x100\n f: mov al, 1\n ret"
 CODE = ORIGIN + 0x101  # the immediate of MOV
+DATA = 0x9000
 
 
 @pytest.mark.parametrize("bits", [16, 32, 64])
@@ -25,6 +26,66 @@ def test_code_that_modifies_the_instruction_behind_it() -> None:
     with Guest(f"mov byte ptr [{ORIGIN + 9}], 7\n mov al, 1\n hlt") as guest:
         guest.to_halt()
         assert guest.rax & 0xFF == 7
+
+
+def test_pages_become_code_and_data_by_turns() -> None:
+    """A page is stored to, then run, then stored to again, 600 times; what runs is always what was stored last."""
+    code = f"""
+        mov rdi, {DATA}
+        mov ebx, 600
+    again:
+        mov ecx, 300
+    fill:
+        mov dword ptr [rdi + rcx * 8], 0x90909090
+        dec ecx
+        jnz fill
+        mov dword ptr [rdi], 0xc300b0      # mov al, 0; ret
+        mov [rdi + 1], bl
+        call rdi
+        cmp al, bl
+        jne wrong
+        inc byte ptr [rdi + 1]
+        call rdi
+        dec al
+        cmp al, bl
+        jne wrong
+        test ebx, 3
+        jnz stays
+        mov byte ptr [rdi], 0xc3            # what comes next isn't code until the next turn
+    stays:
+        dec ebx
+        jnz again
+    wrong:
+        hlt"""
+    with Guest(code) as guest:
+        assert guest.to_halt() == []
+        assert guest.rbx == 0
+
+
+def test_a_page_is_code_at_one_address_and_data_at_another() -> None:
+    """Stores through an alias of the same page reach the code."""
+    code = f"""
+        mov rax, cr3
+        mov rax, [rax]
+        and rax, -4096
+        mov rax, [rax]
+        and rax, -4096                      # the table of 2 MiB pages: the second becomes what the first is
+        mov rcx, [rax]
+        mov [rax + 8], rcx
+        mov rcx, cr3
+        mov cr3, rcx
+        mov rdi, {DATA}
+        mov rsi, {DATA} + 0x200000
+        mov dword ptr [rsi], 0x900001b0
+        mov dword ptr [rdi], 0xc301b0
+        call rdi
+        mov dl, al
+        mov byte ptr [rsi + 1], 2
+        call rdi
+        hlt"""
+    with Guest(code) as guest:
+        assert guest.to_halt() == []
+        assert (guest.rdx & 0xFF, guest.rax & 0xFF) == (1, 2)
 
 
 def test_what_the_host_writes_is_what_runs() -> None:

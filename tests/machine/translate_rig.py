@@ -5,13 +5,14 @@ from __future__ import annotations
 import mmap
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import pytest
 
-from kvmpy._native import ffi
+from kvmpy._native import ffi, lib
 from kvmpy.errors import EngineError
 from kvmpy.translate import System
 from kvmpy.x86 import entry
@@ -162,6 +163,16 @@ class Guest:
             self.port_data[:] = data
         else:
             ffi.buffer(self.run.mmio.data, len(data))[:] = data
+
+    def kick_after(self, seconds: float) -> threading.Timer:
+        """Has another thread kick the vCPU: join it before the guest is closed."""
+        timer = threading.Timer(seconds, lib.kvmpy_kick, (self.vcpu.state, 1))
+        timer.start()
+        return timer
+
+    def take_kick(self) -> None:
+        """The vCPU may be entered again."""
+        lib.kvmpy_take_kick(self.vcpu.state)
 
     def to_halt(self, limit: int = 100) -> list[Seen]:
         """All exits before HLT; reads get zeros."""
