@@ -24,6 +24,9 @@ _VGA_BIOS = (
 # inside and outside agree roughly; it isn't kept to them (clock: sync=none).
 _INSTRUCTIONS_PER_SECOND = 100_000_000
 
+# MiB of a host's memory that are in ours; what more of it is in use goes to a file.
+_MOST_AT_ONCE = 2048
+
 # For the heartbeat (see init): the PIT must drive its pin of the I/O APIC, that must be reachable from a
 # process, and the kernel's complaints mustn't push all else out of its log.
 _KERNEL_OPTIONS = ("no_timer_check", "cpuidle.off=1", "hpet=disable", "iomem=relaxed", "log_buf_len=1M")
@@ -69,7 +72,7 @@ def configuration(host: Host, place: Path, cylinders: int, com1: str, com2: str)
         'display_library: rfb, options="timeout=0"',  # nobody looks: don't wait for a viewer
         f"romimage: file={_first_of(_BIOS, 'bochsbios')}",
         f"vgaromimage: file={_first_of(_VGA_BIOS, 'vgabios')}",
-        f"megs: {host.memory}",
+        f"memory: guest={host.memory}, host={min(host.memory, _MOST_AT_ONCE)}",
         f"cpu: model={host.cpu}, count=1, ips={_INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0",
         "clock: sync=none, time0=local",
         "pci: enabled=1, chipset=i440fx",

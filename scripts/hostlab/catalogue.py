@@ -61,8 +61,9 @@ HOSTS = (
         "broadwell_ult",
         "VT-x, EPT, unrestricted guest",
         {"kvm_intel.ept": "Y", "kvm_intel.unrestricted_guest": "Y"},
-        memory=768,
+        memory=2560,
         test_seconds=_BOCHS_TEST,
+        options=_GIGANTIC_PAGE,
     ),
     Host(
         "intel-no-ug",
@@ -88,8 +89,9 @@ HOSTS = (
         "zambezi",
         "AMD-V, NPT, next RIP saved",
         {"kvm_amd.npt": "Y"},
-        memory=768,
+        memory=2560,
         test_seconds=_BOCHS_TEST,
+        options=_GIGANTIC_PAGE,
     ),
 )
 
