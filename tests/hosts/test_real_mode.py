@@ -49,17 +49,17 @@ HALT = code(16, "f4   hlt")
 INTERRUPTED = code(
     16,
     """
-    50      push ax
-    58      pop ax
-    fb      sti
-    f9      stc
-    cd 21   int 0x21
-    9c      pushf
-    5a      pop dx
-    f4      hlt
+    ff 36 00 00   push ds:[0]
+    58            pop ax
+    fb            sti
+    f9            stc
+    cd 21         int 0x21
+    9c            pushf
+    5a            pop dx
+    f4            hlt
     """,
 )
-"""It uses its stack first: on AMD-V Bochs pushes twice when the page for an interrupt's frame has to be found."""
+"""It uses stack and vector table first: on AMD-V Bochs pushes twice if it finds their pages missing halfway."""
 TELLS_FLAGS = code(
     16,
     """
