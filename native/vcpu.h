@@ -155,5 +155,6 @@ void kvmpy_sleep(struct kvmpy_vcpu *vcpu, uint64_t most_ns);
 
 /* kvm_engine.c, stub.c */
 int kvmpy_kvm_enter(struct kvmpy_vcpu *vcpu);
+void kvmpy_kvm_step(struct kvmpy_vcpu *vcpu, struct kvm_guest_debug *debug);
 
 #endif

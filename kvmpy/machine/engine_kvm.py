@@ -6,6 +6,7 @@ from os.path import exists
 
 from kvmpy._native import ffi, lib
 from kvmpy.abi.capabilities import KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_MAX_VCPUS, KVM_CAP_SYNC_REGS
+from kvmpy.abi.constants import KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB, KVM_GUESTDBG_SINGLESTEP
 from kvmpy.errors import EngineError
 from kvmpy.kvm.cpuid import pack
 from kvmpy.kvm.system import System
@@ -13,6 +14,7 @@ from kvmpy.x86.layout import KVM_IDENTITY_MAP, KVM_TSS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from kvmpy.kvm.vcpu import Vcpu
@@ -36,6 +38,7 @@ class KvmVcpu:
         self.sync_regs = sync_regs
         self.irqchip = irqchip
         self._native: Any = ffi.NULL
+        self._steps: Any = ffi.NULL
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.vcpu, name)
@@ -47,6 +50,16 @@ class KvmVcpu:
             raise MemoryError("no memory for a vCPU")
         self._native.bus = bus.native
         return self._native
+
+    def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
+        """As :meth:`kvmpy.kvm.Vcpu.set_guest_debug`; single steps also begin where registers written here say."""
+        self.vcpu.set_guest_debug(control, debugreg)
+        steps = ffi.NULL
+        if control & KVM_GUESTDBG_SINGLESTEP:
+            again = control & ~(KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP)
+            steps = ffi.new("struct kvm_guest_debug *", (again, 0, (tuple(debugreg),)))
+        lib.kvmpy_kvm_step(self._native, steps)
+        self._steps = steps  # kept as long as C has it
 
     def close(self) -> None:
         """Frees the vCPU."""
