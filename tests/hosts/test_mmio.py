@@ -183,7 +183,7 @@ def test_a_stack_in_a_device(host: Host) -> None:
 
 STRINGS = {
     "8": (one("f3 a4", "rep movsb"), 1),
-    "16": (one("f3 66 a5", "rep movsw"), 2),
+    "16": (one("66 f3 a5", "rep movsw"), 2),
     "32": (one("f3 a5", "rep movsd"), 4),
     "64": (one("f3 48 a5", "rep movsq"), 8),
 }

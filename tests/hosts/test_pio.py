@@ -155,12 +155,12 @@ def test_a_port_access_that_crosses_the_end_of_a_device(host: Host, case: Code) 
 
 REP_OUTS = {
     "8": (code(64, "f3 6e   rep outsb\nf4   hlt"), 1),
-    "16": (code(64, "f3 66 6f   rep outsw\nf4   hlt"), 2),
+    "16": (code(64, "66 f3 6f   rep outsw\nf4   hlt"), 2),
     "32": (code(64, "f3 6f   rep outsd\nf4   hlt"), 4),
 }
 REP_INS = {
     "8": (code(64, "f3 6c   rep insb\nf4   hlt"), 1),
-    "16": (code(64, "f3 66 6d   rep insw\nf4   hlt"), 2),
+    "16": (code(64, "66 f3 6d   rep insw\nf4   hlt"), 2),
     "32": (code(64, "f3 6d   rep insd\nf4   hlt"), 4),
 }
 ACROSS = 0x6000 - 12
