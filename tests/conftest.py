@@ -18,6 +18,16 @@ PROGRAM = [sys.executable, "-m", "kvmpy"]
 LONG_ENOUGH = 120.0  # seconds; only a program that hangs takes that long
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of the tests take minutes: only who asks for them by ``-m mutation`` gets them."""
+    if "mutation" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("mutation")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("mutation")]
+
+
 class Command:
     """``command("run", "long-hello")`` runs kvmpy to its end; a CompletedProcess with bytes."""
 
