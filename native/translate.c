@@ -68,6 +68,7 @@ static void tear_down(struct kvmpy_translate *t)
 	translate_stack_free(t);
 	while (t->slot_count)
 		free(t->slots[--t->slot_count].code);
+	translate_free_views(t);
 	while (t->hole_count)
 		free(t->holes[--t->hole_count]);
 	pthread_mutex_destroy(&t->lock);

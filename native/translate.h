@@ -21,6 +21,7 @@
 #define TRANSLATE_CPUID 256
 #define TRANSLATE_ACCESSES 128		/* of one instruction: FXSAVE has 64 */
 #define TRANSLATE_WROTE 256
+#define TRANSLATE_VIEWS 64
 #define TRANSLATE_ADDRESSES (1ull << 40)	/* physical addresses have 40 bits */
 #define TRANSLATE_IO_OFFSET 4096	/* of port data in struct kvm_run's mapping, as in KVM's */
 #define TRANSLATE_RUN_SIZE (3 * 4096)
@@ -60,6 +61,18 @@ struct translate_slot {
 	bool readonly;
 	uint64_t ram;		/* the library's name for `host` */
 	uint8_t *code;		/* a bit for each page that has translated code */
+	uint8_t *shown;		/* and for each that a writable view shows */
+};
+
+struct translate_piece {	/* of memory, as it was when it was translated */
+	uint64_t gpa;
+	uint32_t size, at;	/* in translate_kept.bytes */
+};
+
+struct translate_kept {
+	struct translate_piece *pieces;
+	uint8_t *bytes;
+	uint32_t count, most, used, room;
 };
 
 struct translate_hole {		/* guest physical addresses without memory: MMIO */
@@ -142,6 +155,9 @@ struct kvmpy_translate {
 	pthread_mutex_t lock;		/* of what follows: any thread writes to memory */
 	struct { uint64_t gpa, size; } wrote[TRANSLATE_WROTE];
 	uint32_t wrote_count;
+	struct { uint64_t gpa, size; } views[TRANSLATE_VIEWS];	/* writable ones, in somebody's hands */
+	uint32_t view_count;
+	struct translate_kept kept;
 
 	/* Sensitive instructions. */
 	uint64_t plain_io[256];		/* linear addresses of IN and OUT without prefixes */
@@ -218,6 +234,12 @@ bool translate_new_stores(struct kvmpy_translate *t, struct translate_slot *slot
 void translate_renew_stores(struct kvmpy_translate *t);
 void translate_forget_code(struct kvmpy_translate *t);
 
+/* translate_views.c */
+void translate_keep_block(struct kvmpy_translate *t, uint64_t linear, uint32_t size);
+void translate_compare_views(struct kvmpy_translate *t);
+void translate_renew_views(struct kvmpy_translate *t);
+void translate_free_views(struct kvmpy_translate *t);
+
 /* translate_stack.c */
 int translate_stack_new(struct kvmpy_translate *t);
 void translate_stack_free(struct kvmpy_translate *t);
@@ -268,6 +290,7 @@ uint8_t *translate_host(struct kvmpy_translate *t, uint64_t gpa, bool write);
 bool translate_linear(struct kvmpy_translate *t, uint64_t linear, uint64_t *gpa);
 size_t translate_read(struct kvmpy_translate *t, uint64_t linear, void *into, size_t size);
 void translate_forget_written(struct kvmpy_translate *t);
+void translate_note_written(struct kvmpy_translate *t, uint64_t gpa, uint64_t size);	/* with t->lock */
 int translate_open_holes(struct kvmpy_translate *t);
 int translate_open_hole(struct kvmpy_translate *t, uint64_t gpa);
 

@@ -14,9 +14,11 @@ void kvmpy_translate_free(struct kvmpy_vcpu *vcpu);
 
 int kvmpy_translate_enter(struct kvmpy_vcpu *vcpu);
 
-/* Whatever is below works between two runs only, but for kvmpy_translate_wrote(). 0 or -errno. */
+/* Whatever is below works between two runs only, but for kvmpy_translate_wrote() and _viewed(). 0 or -errno. */
 int kvmpy_translate_map(struct kvmpy_vcpu *vcpu, uint32_t number, uint64_t gpa, uint64_t size, void *host, bool readonly);
 void kvmpy_translate_wrote(struct kvmpy_vcpu *vcpu, uint64_t gpa, uint64_t size);
+void kvmpy_translate_viewed(struct kvmpy_vcpu *vcpu, uint64_t gpa, uint64_t size);
+void kvmpy_translate_views(struct kvmpy_vcpu *vcpu, uint32_t count, const uint64_t *views);
 int64_t kvmpy_translate_linear(struct kvmpy_vcpu *vcpu, uint64_t linear);
 
 void kvmpy_translate_get_regs(struct kvmpy_vcpu *vcpu, struct kvm_regs *regs);

@@ -235,6 +235,8 @@ int kvmpy_translate_enter(struct kvmpy_vcpu *vcpu)
 	struct kvm_run *run = t->run;
 	int error;
 
+	if (unlikely(t->kept.count))
+		translate_compare_views(t);
 	if (unlikely(run->kvm_dirty_regs || translate_stop_asked(t) || !t->inside || run->request_interrupt_window ||
 		     t->attention)) {
 		error = prepare(t);

@@ -141,6 +141,7 @@ static void guarded_loop(const struct functions *functions, struct translator *t
 	original_one = functions->instruction;
 	guarded.instruction = guarded_one;
 	original_loop(&guarded, translator, cpu, block, most < MOST ? most : MOST);
+	translate_keep_block(t, translator->first, translator->next - translator->first);
 }
 
 bool translate_guard_instructions(void *library)

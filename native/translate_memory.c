@@ -267,15 +267,12 @@ int kvmpy_translate_map(struct kvmpy_vcpu *vcpu, uint32_t number, uint64_t gpa, 
 		error = add_slot(t, &slot);
 	unicorn.flush_tlb(t->cpu);
 	translate_forget_code(t);
+	translate_renew_views(t);
 	return error;
 }
 
-/* The host wrote to memory, which may be code: from any thread. It is heeded before the guest is next entered. */
-void kvmpy_translate_wrote(struct kvmpy_vcpu *vcpu, uint64_t gpa, uint64_t size)
+void translate_note_written(struct kvmpy_translate *t, uint64_t gpa, uint64_t size)
 {
-	struct kvmpy_translate *t = vcpu->engine;
-
-	pthread_mutex_lock(&t->lock);
 	if (t->wrote_count == TRANSLATE_WROTE) {	/* all there is stands for too many */
 		t->wrote_count = 1;
 		t->wrote[0].gpa = 0;
@@ -285,6 +282,15 @@ void kvmpy_translate_wrote(struct kvmpy_vcpu *vcpu, uint64_t gpa, uint64_t size)
 		t->wrote[t->wrote_count++].size = size;
 	}
 	translate_attend(t, ATTENTION_WROTE);
+}
+
+/* The host wrote to memory, which may be code: from any thread. It is heeded before the guest is next entered. */
+void kvmpy_translate_wrote(struct kvmpy_vcpu *vcpu, uint64_t gpa, uint64_t size)
+{
+	struct kvmpy_translate *t = vcpu->engine;
+
+	pthread_mutex_lock(&t->lock);
+	translate_note_written(t, gpa, size);
 	pthread_mutex_unlock(&t->lock);
 }
 

@@ -104,11 +104,12 @@ static void on_fill(void *cpu, uint64_t linear, uint64_t gpa, uint32_t attribute
 		entry->write &= ~LOOK_FIRST;
 }
 
-/* 0, or -ENOMEM's worth of nothing: a slot needs its bits. */
+/* The bits of a new slot. False: no memory. */
 bool translate_new_stores(struct kvmpy_translate *t, struct translate_slot *slot)
 {
 	slot->ram = unicorn.ram_of_host(t->unicorn, slot->host);
-	slot->code = calloc(slot->size / PAGE / 8 + 1, 1);
+	slot->code = calloc(2, slot->size / PAGE / 8 + 1);
+	slot->shown = slot->code + slot->size / PAGE / 8 + 1;
 	return slot->code;
 }
 

@@ -192,7 +192,15 @@ static bool blocks_fit(void *engine, void *cpu, struct unicorn_cpu *env)
 	return fit;
 }
 
-static const char *check_layout(void)
+static bool guard(void *library)
+{
+	void *look = dlsym(library, "helper_check_exit_request_x86_64");
+
+	return look && translate_guard_instructions(library) && translate_guard_blocks(library, look) &&
+	       translate_guard_stores(library);
+}
+
+static const char *check_layout(void *library)
 {
 	struct unicorn_cpu *env = NULL;
 	void *engine = NULL, *cpu = NULL;
@@ -205,6 +213,8 @@ static const char *check_layout(void)
 		wrong = "its CPU state isn't where version 2.1.4 from PyPI has it";
 	else if (!registers_fit(engine, env))
 		wrong = "its registers aren't where version 2.1.4 from PyPI has them";
+	else if (!guard(library))
+		wrong = "its translator can't be guarded";
 	else if (!blocks_fit(engine, cpu, env))
 		wrong = "its code isn't what version 2.1.4 from PyPI makes";
 	else if (!exceptions_fit(engine, env))
@@ -213,19 +223,10 @@ static const char *check_layout(void)
 	return wrong;
 }
 
-static bool guard(void *library)
-{
-	void *look = dlsym(library, "helper_check_exit_request_x86_64");
-
-	return look && translate_guard_instructions(library) && translate_guard_blocks(library, look) &&
-	       translate_guard_stores(library);
-}
-
 static const char *load(const char *path)
 {
 	static char reason[REASON];
 	void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-	const char *wrong;
 
 	if (!library) {
 		snprintf(reason, sizeof(reason), "%s", dlerror());
@@ -246,7 +247,7 @@ static const char *load(const char *path)
 		snprintf(reason, sizeof(reason), "it is version %u.%u.%u", all >> 24, all >> 16 & 0xff, all >> 8 & 0xff);
 		return reason;
 	}
-	return guard(library) ? check_layout() : "its translator can't be guarded";
+	return check_layout(library);
 }
 
 const char *kvmpy_unicorn_load(const char *path)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from kvmpy.machine.bus import Bus
     from kvmpy.machine.memory import GuestMemory
-    from kvmpy.machine.watch import Watch
     from kvmpy.translate.vcpu import Vcpu
     from kvmpy.translate.vm import Vm
     from kvmpy.x86.cpuid import CpuidTable
@@ -44,8 +43,8 @@ class TranslateVm:
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
-        self._watch: Watch | None = None
         self._memory: GuestMemory | None = None
+        self._viewed = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.vm, name)
@@ -55,16 +54,22 @@ class TranslateVm:
         self.vm.set_user_memory_region(slot, gpa, size, address, flags)
 
     def follow(self, memory: GuestMemory) -> None:
-        """From now on writes to ``memory`` are noticed: plain ones at once, ones through views before the next run."""
+        """From now on writes to ``memory`` are noticed: plain ones at once, ones through views at the next entry."""
         self._memory = memory
-        self._watch = memory.watch()
         memory.on_write.append(self.vm.wrote)
+        memory.on_view.append(self._view)
+        self._viewed = bool(memory.living_views())
+
+    def _view(self, gpa: int, length: int) -> None:
+        self._viewed = True
+        self.vm.viewed(gpa, length)
 
     def before_run(self) -> None:
-        """Forgets what was translated from memory that the host may have written through a view."""
-        if self._watch is not None:
-            for gpa, length in self._watch.take():
-                self.vm.wrote(gpa, length)
+        """Tells which views are left: only code they show need be looked at."""
+        if self._viewed and self._memory is not None:
+            views = self._memory.living_views()
+            self._viewed = bool(views)
+            self.vm.set_views(views)
 
     def create_vcpu(self, index: int) -> TranslateVcpu:
         """The vCPU, ready to be entered."""
@@ -75,10 +80,12 @@ class TranslateVm:
 
     def close(self) -> None:
         """Ends the VM."""
-        if self._memory is not None and self._watch is not None:
-            self._memory.unwatch(self._watch)
-            self._memory.on_write.remove(self.vm.wrote)
-            self._watch = None
+        if self._memory is not None:
+            if self.vm.wrote in self._memory.on_write:  # not after close()
+                self._memory.on_write.remove(self.vm.wrote)
+            if self._view in self._memory.on_view:
+                self._memory.on_view.remove(self._view)
+            self._memory = None
         self.vm.close()
 
 

@@ -38,11 +38,13 @@ class GuestMemory(Slots):
         super().__init__(listener, max_slots=max_slots)
         self.on_write: list[Callable[[int, int], object]] = []
         """Called with (gpa, length) after each host write, but not one through a view: watch() has both."""
+        self.on_view: list[Callable[[int, int], object]] = []
+        """Called with (gpa, length) of each writable view that is handed out."""
         self._views = Views()
 
     def close(self) -> None:
         """Remove all slots and unmap them, as far as no views are left: those stay good until they go."""
-        self.on_write = []
+        self.on_write, self.on_view = [], []
         super().close()
 
     def read(self, gpa: int, length: int) -> bytes:
@@ -94,7 +96,12 @@ class GuestMemory(Slots):
         view = slot.backing.slice(gpa - slot.gpa, length)
         if slot.readonly and not force:
             return view.toreadonly()
-        return view if view.readonly else self._views.hand_out(gpa, view)
+        if view.readonly:
+            return view
+        view = self._views.hand_out(gpa, view)
+        for hook in tuple(self.on_view):
+            hook(gpa, length)
+        return view
 
     def find(self, pattern: bytes, start: int = 0, stop: int | None = None) -> int:
         """The first guest physical address in ``start`` to ``stop`` where ``pattern`` lies whole, or -1."""
@@ -191,6 +198,10 @@ class GuestMemory(Slots):
         watch = self._views.watch()
         self.on_write.append(watch.wrote)
         return watch
+
+    def living_views(self) -> list[tuple[int, int]]:
+        """(gpa, length) of what writable views show that still are in somebody's hands: sorted, no two touch."""
+        return self._views.living()
 
     def unwatch(self, watch: Watch) -> None:
         """End a watch: writes cost nothing more. Twice is fine."""

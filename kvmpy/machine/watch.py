@@ -58,6 +58,12 @@ class Views:
         with self._lock:
             self._watches = tuple(other for other in self._watches if other is not watch)
 
+    def living(self) -> list[Range]:
+        """The ranges that views show which still are in somebody's hands: sorted, no two touch."""
+        with self._lock:
+            self._living = self._still_living()
+            return merge((gpa, length) for gpa, length, _ in self._living)
+
     def _still_living(self) -> list[View]:
         return [view for view in self._living if view[2]() is not None]
 

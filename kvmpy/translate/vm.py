@@ -9,6 +9,7 @@ from kvmpy.translate.vcpu import Vcpu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 READONLY = 2  # KVM_MEM_READONLY
 MAX_VCPUS = 1
+MOST_VIEWS = 64  # TRANSLATE_VIEWS
 
 
 class Vm:
@@ -77,6 +79,23 @@ class Vm:
         vcpu = self._vcpu
         if vcpu is not None and not vcpu.closed:
             lib.kvmpy_translate_wrote(vcpu.state, gpa, length)
+
+    def viewed(self, gpa: int, length: int) -> None:
+        """A writable view of guest memory was handed out: from now on each entry compares the code that was translated
+        from there with what is there. From any thread; the shape of a hook of ``GuestMemory.on_view``.
+        """
+        vcpu = self._vcpu
+        if vcpu is not None and not vcpu.closed:
+            lib.kvmpy_translate_viewed(vcpu.state, gpa, length)
+
+    def set_views(self, views: Sequence[tuple[int, int]]) -> None:
+        """Which writable views there are, (gpa, length) each: between two runs."""
+        vcpu = self._vcpu
+        if vcpu is not None and not vcpu.closed:
+            if len(views) > MOST_VIEWS:
+                views = [(views[0][0], views[-1][0] + views[-1][1] - views[0][0])]
+            words = [word for view in views for word in view]
+            lib.kvmpy_translate_views(vcpu.state, len(views), ffi.new("uint64_t[]", words))
 
     def enable_user_space_msrs(self, reasons: int = 7) -> None:
         """RDMSR and WRMSR that would be #GP exit to user space; ``reasons``: bits ``KVM_MSR_EXIT_REASON_*``."""
