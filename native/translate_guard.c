@@ -7,7 +7,8 @@
  * LOCK BT, BTS, BTR and BTC of a register are invalid, but the translator doesn't see that, and writes where it shouldn't.
  *
  * VEX and EVEX: there is no AVX (CPUID has none, XCR0 can't have it), but the translator runs 128-bit forms as SSE.
- * What remains are the instructions of BMI1 and BMI2, which CPUID has.
+ * What remains are the instructions of BMI1 and BMI2, which CPUID has. AMD's XOP begins as POP with an opcode extension
+ * that POP doesn't have, which the translator doesn't look at.
  *
  * AAM and others each leave one or more of a block's 512 temporary values unreturned, which nobody counts: no block
  * has more than MOST instructions.
@@ -89,11 +90,13 @@ static bool is_bmi(const uint8_t *code, size_t size)
 	return false;
 }
 
-/* VEX and EVEX but for BMI. Outside 64-bit mode they are LES, LDS and BOUND with a register, which there isn't. */
+/* VEX, EVEX and XOP but for BMI. Outside 64-bit mode they are LES, LDS and BOUND with a register, which there isn't. */
 static bool is_vector(const struct kvmpy_translate *t, const uint8_t *code, size_t size, size_t prefixes)
 {
 	bool code64 = t->env->mode & MODE_CODE64;
 
+	if (size >= 2 && code[0] == 0x8f)
+		return code[1] >> 3 & 7;
 	if (size < 2 || (code[0] != 0xc4 && code[0] != 0xc5 && code[0] != 0x62))
 		return false;
 	if (!code64 && code[1] < 0xc0)

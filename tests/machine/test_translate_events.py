@@ -328,6 +328,7 @@ VECTOR_CODE = [
     "c5f877", "c5f058c2", "c5f96fc1", "c5fc58c1", "c4e27113c0", "c4e27198c2", "c4e37118c201", "c4e1f058c2", "c5f892c0",
     "62f17c4858c1", "62f1fd486fc1", "c4e264f2c1", "c4e260f3c1", "c4e261f5c1", "c4e262f6c1", "66c4e260f2c1",
     "f3c4e260f2c1", "f2c4e260f2c1", "f0c4e260f2c1", "c4e360f0c101", "c4e460f2c1", "c4e260f1c1",
+    "8fe97812c0", "8fc8",
 ]  # fmt: skip
 BMI_CODE = {
     "c4e260f2c1": "andn eax, ebx, ecx", "c4e260f3c9": "blsr ebx, ecx", "c4e260f5c1": "bzhi eax, ecx, ebx",
