@@ -13,6 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no fault of a test.
+settings.register_profile("kvmpy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kvmpy")
 
 PROGRAM = [sys.executable, "-m", "kvmpy"]
 LONG_ENOUGH = 120.0  # seconds; only a program that hangs takes that long

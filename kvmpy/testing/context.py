@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 
 from kvmpy.errors import UsageError
-from kvmpy.machine.engine import open_engine
-from kvmpy.machine.machine import MAX_CPUS
-from kvmpy.testing.machine import Budget, MachineUnderTest
-from kvmpy.testing.problems import CannotRun
-from kvmpy.testing.settings import MEMORY, find_irqchip, no_irqchip, too_many
+from kvmpy.testing.machine import Budget, Machines, MachineUnderTest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +15,6 @@ if TYPE_CHECKING:
     from kvmpy.testing.golden_trace import Golden
     from kvmpy.testing.guest import Guest
     from kvmpy.testing.settings import Settings
-
-CLOSE_PATIENCE = 2.0
-"""Seconds that a machine which still runs when its test is over gets to stop."""
 
 _current: Context | None = None
 
@@ -48,28 +40,16 @@ class Context:
         self.builder = builder
         self.update_golden = update_golden
         self.budget = Budget(settings.timeout if settings.timeout is not None else timeout)
-        self.machines: list[MachineUnderTest] = []
+        self._factory = Machines(engine, self.budget)
+        self.machines = self._factory.made
         self.many_examples = False
         self.reports: list[tuple[str, str]] = []
         self._main: MachineUnderTest | None = None
         self._guest: Guest | None = None
 
-    def make(self, **wishes: Any) -> MachineUnderTest:
-        """A new machine on the test's engine; ``wishes`` are arguments of :class:`Machine`, or ``irqchip="any"``.
-
-        Raises CannotRun for interrupt controllers or vCPUs that the engine doesn't have.
-        """
-        arguments: dict[str, Any] = {"memory": MEMORY, "engine": self.engine, **wishes}
-        engine = open_engine(arguments["engine"])
-        irqchip, cpus = arguments.get("irqchip", "none"), arguments.get("cpus", 1)
-        arguments["irqchip"] = find_irqchip(irqchip, engine)
-        if not arguments["irqchip"]:
-            raise CannotRun(no_irqchip(irqchip, engine))
-        if engine.max_vcpus < cpus <= MAX_CPUS:
-            raise CannotRun(too_many(cpus, engine))
-        machine = MachineUnderTest(self.budget, **arguments)
-        self.machines.append(machine)
-        return machine
+    def make(self, code: bytes | None = None, mode: str | None = None, **wishes: Any) -> MachineUnderTest:
+        """A new machine on the test's engine, in the marker's mode: see :meth:`Machines.make`."""
+        return self._factory.make(code, mode or self.settings.mode or "long", **wishes)
 
     def main(self, **wishes: Any) -> MachineUnderTest:
         """The machine of the fixtures ``machine`` and ``guest``; the markers decide, then ``wishes``."""
@@ -115,17 +95,7 @@ class Context:
 
     def close(self) -> None:
         """Stops and closes all machines of the test."""
-        for machine in reversed(self.machines):
-            shut(machine)
-
-
-def shut(machine: Any) -> None:
-    """Closes a machine, which is stopped first if it runs. UsageError if it doesn't stop."""
-    end = time.monotonic() + CLOSE_PATIENCE
-    while machine.running and time.monotonic() < end:
-        machine.stop()
-        time.sleep(0.001)
-    machine.close()
+        self._factory.close()
 
 
 def begin(context: Context | None) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 from kvmpy.errors import UsageError
+from kvmpy.testing.machine import USUAL_PLACE
 from kvmpy.testing.problems import AssemblyError
 from kvmpy.testing.serial import SerialLine
+from kvmpy.testing.settings import check_mode
 from kvmpy.testing.where import Caller, caller
 
 TYPE_CHECKING = False
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from kvmpy.testing.settings import Settings
     from kvmpy.testing.trace import ExitList
 
-USUAL_PLACE = {"real": 0x1000, "protected": 0x100000, "long": 0x100000}
 SERIAL_PORT, EXIT_PORT = 0x3F8, 0xF4
 SERIAL_IRQ = 4
 RESET = 0xFFFFFFF0
@@ -49,10 +50,10 @@ class Run:
 
     @property
     def exits(self) -> ExitList:
-        """Every exit of the run in order, those that C handled included; compare with a list of patterns."""
+        """Every exit of the run in order, those that C handled included; compare with a list of patterns. UsageError
+        if they aren't written down."""
         if self._exits is None:
-            assert self._machine.recorder is not None
-            self._exits = self._machine.recorder.exits(self._first, self._end)
+            self._exits = self._machine.recording().exits(self._first, self._end)
         return self._exits
 
     @property
@@ -221,8 +222,7 @@ class Guest:
 
     def _place(self, mode: str | None, at: int | None) -> tuple[str, int]:
         mode = mode or self.settings.mode or "long"
-        if mode not in USUAL_PLACE:
-            raise UsageError(f"mode {mode!r}: one of {', '.join(USUAL_PLACE)}")
+        check_mode(mode)
         return mode, USUAL_PLACE[mode] if at is None else at
 
     def _compiled(

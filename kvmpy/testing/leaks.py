@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 
 from kvmpy.machine.machine import Machine
-from kvmpy.testing.context import shut
+from kvmpy.testing.machine import shut
 from kvmpy.testing.where import Caller, caller
 
 TYPE_CHECKING = False

@@ -48,8 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declares the marker and looks at the options."""
     config.addinivalue_line(
         "markers",
-        "kvmpy(memory, cpus, irqchip, engine, mode, devices, strict, timeout, requires, leaks): the machine of a test"
-        " and what the host must have",
+        "kvmpy(memory, cpus, irqchip, engine, mode, devices, strict, trace, timeout, requires, leaks): the machine of a"
+        " test and what the host must have",
     )
     _chosen(config, "engine", ENGINES)
     states = _chosen(config, "state", STATES)
@@ -149,13 +149,14 @@ def guest(kvmpy_engine: str, request: pytest.FixtureRequest) -> Guest:
 
 @pytest.fixture
 def machines(kvmpy_engine: str, request: pytest.FixtureRequest) -> Callable[..., MachineUnderTest]:
-    """Makes machines: ``machines(memory="2M", cpus=2)``; closed when the test is over."""
+    """Makes machines: ``machines(memory="2M")``, or ``machines(b"\\xf4", cpus=2)`` with code on every vCPU; closed when
+    the test is over."""
     from kvmpy.testing.session import context_of
 
     context = context_of(request.node)
 
-    def make(**settings: Any) -> MachineUnderTest:
-        return context.make(**{**context.settings.machine, **settings})
+    def make(code: bytes | None = None, mode: str | None = None, **settings: Any) -> MachineUnderTest:
+        return context.make(code, mode, **{**context.settings.machine, **settings})
 
     return make
 

@@ -110,7 +110,7 @@ def _script(
 
     text = SCRIPT.format(
         nodeid=context.nodeid, path=path, machine=_machine(machine), mode=mode, entry=program.entry, at=program.at,
-        state=resolve(program, state), timeout=context.budget.seconds,
+        state=resolve(program, state), timeout=context.budget.seconds if context.budget.is_limited else None,
     )  # fmt: skip
     return _keep(context, f"run-{sha256(text.encode()).hexdigest()[:16]}.py", text.encode())
 
@@ -131,7 +131,9 @@ def _run(context: Context, machine: MachineUnderTest, image: str, options: dict[
     words += ["--engine", settings["engine"], "--irqchip", settings.get("irqchip", "none")]
     if settings.get("strict"):
         words.append("--strict")
-    words += ["--timeout", f"{context.budget.seconds:g}", "--trace", "trace.jsonl"]
+    if context.budget.is_limited:
+        words += ["--timeout", f"{context.budget.seconds:g}"]
+    words += ["--trace", "trace.jsonl"]
     return " ".join(map(quote, words))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kvmpy.errors import KvmpyError, UsageError
 
 TYPE_CHECKING = False
@@ -25,11 +27,12 @@ KEYS = {
     "mode": "the mode guest.asm() and guest.code() start in",
     "devices": "none, serial (serial port and exit port) or pc",
     "strict": "accesses nobody owns end the run",
-    "timeout": "seconds the test's guests may run for in all",
+    "trace": "False: exits aren't written down",
+    "timeout": "seconds the test's guests may run for in all; math.inf: no limit",
     "requires": "facts the host must have (kvmpy info lists them)",
     "leaks": "True: the test leaves machines open on purpose",
 }
-MACHINE_KEYS = ("memory", "cpus", "irqchip", "strict")
+MACHINE_KEYS = ("memory", "cpus", "irqchip", "strict", "trace")
 MEMORY = "16M"
 
 _facts: HostFacts | None = None
@@ -101,6 +104,9 @@ def check(values: dict[str, Any], where: str) -> None:
         choices = irqchips() if key == "irqchip" else CHOICES.get(key)
         if choices and value is not None and value not in choices:
             raise UsageError(f"{where}: {key}={value!r}: one of {', '.join(choices)}")
+    for key in ("strict", "trace", "leaks"):
+        if not isinstance(values.get(key, False), bool):
+            raise UsageError(f"{where}: {key}={values[key]!r}: True or False")
     _check_numbers(values, where)
     if "requires" in values:
         _check_requirements(values["requires"], where)
@@ -111,6 +117,12 @@ def irqchips() -> tuple[str, ...]:
     from kvmpy.machine.machine import IRQCHIPS
 
     return (*IRQCHIPS, "any")
+
+
+def check_mode(mode: str) -> None:
+    """UsageError for a mode that there isn't."""
+    if mode not in MODES:
+        raise UsageError(f"mode {mode!r}: one of {', '.join(MODES)}")
 
 
 def too_many(cpus: int, engine: Any) -> str:
@@ -134,8 +146,10 @@ def find_irqchip(wanted: str, engine: Any) -> str:
 
 def _check_numbers(values: dict[str, Any], where: str) -> None:
     timeout = values.get("timeout")
-    if timeout is not None and (not isinstance(timeout, (int, float)) or not 0 < timeout < 1e9):
-        raise UsageError(f"{where}: timeout={timeout!r}: seconds, more than 0")
+    if timeout is not None and (
+        not isinstance(timeout, (int, float)) or not (0 < timeout < 1e9 or timeout == math.inf)
+    ):
+        raise UsageError(f"{where}: timeout={timeout!r}: seconds, more than 0; math.inf for no limit")
     cpus = values.get("cpus")
     if cpus is not None and (not isinstance(cpus, int) or cpus < 1):
         raise UsageError(f"{where}: cpus={cpus!r}: at least 1")

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from kvmpy.errors import UsageError
 from kvmpy.testing import instructions as x86
-from kvmpy.testing.guest import USUAL_PLACE
 from kvmpy.testing.instructions import USABLE, WIDTHS, Sequence
+from kvmpy.testing.machine import USUAL_PLACE
 from kvmpy.x86.registers import REGISTERS
 
 TYPE_CHECKING = False

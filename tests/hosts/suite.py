@@ -8,10 +8,14 @@ fixtures, marks, classes or plugins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from kvmpy.testing.machine import Machines, MachineUnderTest
 
 Function = TypeVar("Function", bound=Callable[..., None])
 Thing = TypeVar("Thing")
@@ -75,6 +79,7 @@ class Host:
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self.facts = facts
         self._stack = ExitStack()
+        self._machines: Machines | None = None
 
     def __enter__(self) -> Host:
         return self
@@ -106,6 +111,23 @@ class Host:
     def enter(self, thing: AbstractContextManager[Thing]) -> Thing:
         """Enter a context that is left when the test is over; the one entered last is left first."""
         return self._stack.enter_context(thing)
+
+    def machine(self, code: bytes | None = None, mode: str = "long", **settings: Any) -> MachineUnderTest:
+        """A machine on KVM, closed when the test is over; with ``code``, every vCPU is at its beginning.
+
+        It is what kvmpy's pytest plugin gives its tests (:class:`kvmpy.testing.machine.Machines` says what ``settings``
+        there are), with the runner's time limit as its only one. Skips where KVM can't have it.
+        """
+        from kvmpy.testing.machine import Budget, Machines
+        from kvmpy.testing.problems import CannotRun
+
+        if self._machines is None:
+            self._machines = Machines("kvm", Budget(math.inf))
+            self.defer(self._machines.close)
+        try:
+            return self._machines.make(code, mode, **settings)
+        except CannotRun as reason:
+            skip(str(reason))
 
     def defer(self, function: Callable[..., object], *arguments: object) -> None:
         """Call a function when the test is over."""

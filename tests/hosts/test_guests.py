@@ -12,7 +12,6 @@ sys.path.append(str(Path(__file__).parents[1] / "machine"))
 from expected_outputs import CPUS, EXPECTED, INPUT, MEMORY
 
 from kvmpy.boot import bundled
-from kvmpy.machine.machine import Machine
 from kvmpy.machine.paravirt import Paravirt
 from kvmpy.machine.pc import Pc
 
@@ -31,7 +30,7 @@ def test_bundled_guest(host: Host, case: str) -> None:
     expected, status, ends = EXPECTED[case]
     output = bytearray()
     irqchip = bundled.find(case).needs["irqchip"]
-    machine = host.enter(Machine(MEMORY, CPUS.get(case, 1), "kvm", irqchip=irqchip))
+    machine = host.machine(memory=MEMORY, cpus=CPUS.get(case, 1), irqchip=irqchip, trace=False)
     pc = Pc(machine, output.extend)
     if bundled.find(case).needs["paravirt"]:
         Paravirt(machine, output.extend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 from kvmpy.machine import exits
 from kvmpy.machine.machine import Machine
 
-Bare = Callable[..., Machine]
+Machines = Callable[..., Machine]
+
+pytestmark = pytest.mark.kvmpy(memory="1M", mode="real", trace=False, timeout=math.inf)
 LONG_ENOUGH = 60.0
+HLT = b"\xf4"
 
 # Long mode: movabs $0xfe000000, %rbx first
 MMIO = {
@@ -28,8 +32,8 @@ ADDRESS = 0xFE000000
 VALUE = 0x1122334455667788
 
 
-def in_long_mode(bare: Bare, code: bytes, **settings: Any) -> Machine:
-    machine = bare(
+def in_long_mode(machines: Machines, code: bytes, **settings: Any) -> Machine:
+    machine = machines(
         b"\x48\xbb" + ADDRESS.to_bytes(8, "little") + code + b"\xf4", "long", memory="2M", **settings
     )
     machine.cpus[0].regs.rax = VALUE
@@ -37,9 +41,9 @@ def in_long_mode(bare: Bare, code: bytes, **settings: Any) -> Machine:
 
 
 @pytest.mark.parametrize("kind", MMIO)
-def test_memory_accesses_of_every_width(bare: Bare, kind: str) -> None:
+def test_memory_accesses_of_every_width(machines: Machines, kind: str) -> None:
     code, is_write, size = MMIO[kind]
-    machine = in_long_mode(bare, code)
+    machine = in_long_mode(machines, code)
     calls: list[tuple[Any, ...]] = []
     answer = 0xFFEEDDCCBBAA9988 & ((1 << 8 * size) - 1)
 
@@ -60,8 +64,8 @@ def test_memory_accesses_of_every_width(bare: Bare, kind: str) -> None:
         assert rax == kept | answer
 
 
-def test_an_access_across_the_end_of_a_range_comes_in_bytes(bare: Bare) -> None:
-    machine = in_long_mode(bare, b"\x89\x03")
+def test_an_access_across_the_end_of_a_range_comes_in_bytes(machines: Machines) -> None:
+    machine = in_long_mode(machines, b"\x89\x03")
     calls: list[tuple[int, int, int]] = []
     machine.mmio.on_write(ADDRESS - 2, 4)(lambda *what: calls.append(what))
     result = machine.run(timeout=LONG_ENOUGH)
@@ -92,9 +96,9 @@ class Port:
 
 
 @pytest.mark.parametrize(("prefix", "size"), [(b"\x6e", 1), (b"\x6f", 2), (b"\x66\x6f", 4)])
-def test_rep_outs_arrives_in_order(bare: Bare, prefix: bytes, size: int) -> None:
+def test_rep_outs_arrives_in_order(machines: Machines, prefix: bytes, size: int) -> None:
     """In as many pieces as the engine makes of it: KVM's emulator does one element after the other."""
-    machine = bare(b"\xf3" + prefix + b"\xf4")  # rep outs; hlt
+    machine = machines(b"\xf3" + prefix + b"\xf4")  # rep outs; hlt
     machine.memory.write(0x3000, b"sixteen bytes it")
     machine.cpus[0].regs.update({"rdx": 0x80, "rsi": 0x3000, "rcx": 16 // size})
     port = Port(write=True)
@@ -107,8 +111,8 @@ def test_rep_outs_arrives_in_order(bare: Bare, prefix: bytes, size: int) -> None
 
 
 @pytest.mark.parametrize(("prefix", "size"), [(b"\x6c", 1), (b"\x6d", 2), (b"\x66\x6d", 4)])
-def test_rep_ins_is_answered_whole(bare: Bare, prefix: bytes, size: int) -> None:
-    machine = bare(b"\xf3" + prefix + b"\xf4")  # rep ins; hlt
+def test_rep_ins_is_answered_whole(machines: Machines, prefix: bytes, size: int) -> None:
+    machine = machines(b"\xf3" + prefix + b"\xf4")  # rep ins; hlt
     machine.cpus[0].regs.update({"rdx": 0x80, "rdi": 0x3000, "rcx": 16 // size})
     port = Port()
     machine.ports.attach(0x80, 4, port)
@@ -117,8 +121,8 @@ def test_rep_ins_is_answered_whole(bare: Bare, prefix: bytes, size: int) -> None
     assert machine.memory.read(0x3000, 16) == bytes(range(1, 17))
 
 
-def test_a_halt(bare: Bare) -> None:
-    machine = bare(b"\xf4\xf4")
+def test_a_halt(machines: Machines) -> None:
+    machine = machines(b"\xf4\xf4")
     seen: list[Any] = []
 
     @machine.on_exit("HLT")
@@ -131,9 +135,9 @@ def test_a_halt(bare: Bare) -> None:
     assert seen == [(exits.Hlt, 5, 0, "<HLT on vCPU 0>")] * 2
 
 
-def test_a_triple_fault(bare: Bare) -> None:
+def test_a_triple_fault(machines: Machines) -> None:
     # lidt of an empty table, then ud2
-    machine = bare(b"\x0f\x01\x1c\x25\x00\x30\x00\x00\x0f\x0b", "long", memory="2M")
+    machine = machines(b"\x0f\x01\x1c\x25\x00\x30\x00\x00\x0f\x0b", "long", memory="2M")
     result = machine.run(timeout=LONG_ENOUGH)
     assert (result.reason, result.status, result.exits) == ("crash", None, {"SHUTDOWN": 1})
     assert result.detail == "SHUTDOWN: triple fault"
@@ -141,9 +145,9 @@ def test_a_triple_fault(bare: Bare) -> None:
     assert crash.vcpu == 0 and crash.mode == 64
 
 
-def test_an_instruction_that_cant_be_emulated(bare: Bare, kvmpy_engine: str) -> None:
+def test_an_instruction_that_cant_be_emulated(machines: Machines, kvmpy_engine: str) -> None:
     """Of KVM's emulator, where it runs ring 0; elsewhere the guest just goes on."""
-    machine = bare(b"\xd9\xe8\xf4", "long", memory="2M")  # fld1; hlt
+    machine = machines(b"\xd9\xe8\xf4", "long", memory="2M")  # fld1; hlt
     result = machine.run(timeout=LONG_ENOUGH)
     if result.reason == "halt":
         pytest.skip(f"{kvmpy_engine} on this host has an x87 in ring 0")
@@ -154,8 +158,8 @@ def test_an_instruction_that_cant_be_emulated(bare: Bare, kvmpy_engine: str) -> 
     assert machine.run(timeout=LONG_ENOUGH).reason == "halt"
 
 
-def test_code_where_nothing_is(bare: Bare) -> None:
-    machine = bare(b"\xea\x00\x00\x00\xf0", memory="64K")
+def test_code_where_nothing_is(machines: Machines) -> None:
+    machine = machines(b"\xea\x00\x00\x00\xf0", memory="64K")
     result = machine.run(timeout=LONG_ENOUGH)
     assert result.reason == "crash"
     assert list(result.exits) == ["INTERNAL_ERROR"]
@@ -168,8 +172,8 @@ RDMSR, WRMSR = b"\x0f\x32", b"\x0f\x30"
 INDEX = 0x4B564D7F  # of nobody
 
 
-def test_msrs_have_owners_like_ports(bare: Bare) -> None:
-    machine = bare(RDMSR + WRMSR + b"\xf4")
+def test_msrs_have_owners_like_ports(machines: Machines) -> None:
+    machine = machines(RDMSR + WRMSR + b"\xf4")
     machine.cpus[0].regs.rcx = INDEX
     calls: list[tuple[Any, ...]] = []
 
@@ -184,8 +188,8 @@ def test_msrs_have_owners_like_ports(bare: Bare) -> None:
     assert machine.msrs[INDEX].count == 2
 
 
-def test_msrs_in_c(bare: Bare) -> None:
-    machine = bare(WRMSR + b"\x66\x31\xc0" + RDMSR + b"\xf4")  # wrmsr; xor %eax, %eax; rdmsr; hlt
+def test_msrs_in_c(machines: Machines) -> None:
+    machine = machines(WRMSR + b"\x66\x31\xc0" + RDMSR + b"\xf4")  # wrmsr; xor %eax, %eax; rdmsr; hlt
     machine.cpus[0].regs.update({"rcx": INDEX, "rax": 0x55, "rdx": 0x66})
     machine.msrs.attach(INDEX, 1, _latch())
     assert machine.run(timeout=LONG_ENOUGH).reason == "halt"
@@ -198,10 +202,10 @@ def _latch() -> Any:
     return Drop(0x66_0000_0055)
 
 
-def test_an_msr_range_comes_and_goes_while_the_guest_runs(bare: Bare) -> None:
+def test_an_msr_range_comes_and_goes_while_the_guest_runs(machines: Machines) -> None:
     """An MSR that KVM has itself: asked of Python only as long as somebody owns it."""
     # rdmsr; out %al, $0x80; rdmsr; hlt
-    machine = bare(RDMSR + b"\xe6\x80" + RDMSR + b"\xf4")
+    machine = machines(RDMSR + b"\xe6\x80" + RDMSR + b"\xf4")
     pat = 0x277
     machine.cpus[0].regs.rcx = pat
     range_ = machine.msrs.attach(pat, 1, type("Pat", (), {"read": staticmethod(lambda offset, size: 0x42)})())
@@ -218,8 +222,8 @@ def test_an_msr_range_comes_and_goes_while_the_guest_runs(bare: Bare) -> None:
     assert machine.cpus[0].regs.rax == own & 0xFFFFFFFF
 
 
-def test_an_msr_nobody_has_is_a_general_protection(bare: Bare) -> None:
-    machine = bare(RDMSR + b"\xf4", "long", memory="2M")
+def test_an_msr_nobody_has_is_a_general_protection(machines: Machines) -> None:
+    machine = machines(RDMSR + b"\xf4", "long", memory="2M")
     machine.cpus[0].regs.rcx = INDEX
     assert machine.run(timeout=LONG_ENOUGH).exits.get("SHUTDOWN") == 1
 
@@ -227,8 +231,10 @@ def test_an_msr_nobody_has_is_a_general_protection(bare: Bare) -> None:
 # Registers
 
 
-def test_registers_at_every_exit(bare: Bare) -> None:
-    machine = bare(b"\x41\xe6\x80\x81\xf9\x0a\x00\x75\xf7\xf4")  # 1: inc %cx; out; cmp $10, %cx; jne 1b; hlt
+def test_registers_at_every_exit(machines: Machines) -> None:
+    machine = machines(
+        b"\x41\xe6\x80\x81\xf9\x0a\x00\x75\xf7\xf4"
+    )  # 1: inc %cx; out; cmp $10, %cx; jne 1b; hlt
     machine.cpus[0].regs.rcx = 0
     regs, seen = machine.cpus[0].regs, []
     machine.ports.on_write(0x80)(lambda offset, value, size: seen.append(regs.rcx))
@@ -236,8 +242,8 @@ def test_registers_at_every_exit(bare: Bare) -> None:
     assert seen == list(range(1, 11))
 
 
-def test_a_register_set_at_an_exit_is_the_guests(bare: Bare) -> None:
-    machine = bare(b"\xe6\x80\xe6\x81\xf4")  # out %al, $0x80; out %al, $0x81; hlt
+def test_a_register_set_at_an_exit_is_the_guests(machines: Machines) -> None:
+    machine = machines(b"\xe6\x80\xe6\x81\xf4")  # out %al, $0x80; out %al, $0x81; hlt
     machine.ports.on_write(0x80)(lambda offset, value, size: setattr(machine.cpus[0].regs, "rax", 0x77))
     seen: list[int] = []
     machine.ports.on_write(0x81)(lambda offset, value, size: seen.append(value))
@@ -245,16 +251,16 @@ def test_a_register_set_at_an_exit_is_the_guests(bare: Bare) -> None:
     assert seen == [0x77]
 
 
-def test_rip_set_after_a_halt(bare: Bare) -> None:
-    machine = bare(b"\xf4\xeb\xfe\xb0\x05\xf4")  # hlt; jmp .; mov $5, %al; hlt
+def test_rip_set_after_a_halt(machines: Machines) -> None:
+    machine = machines(b"\xf4\xeb\xfe\xb0\x05\xf4")  # hlt; jmp .; mov $5, %al; hlt
     machine.run(timeout=LONG_ENOUGH)
     machine.cpus[0].regs.rip += 2
     assert machine.run(timeout=LONG_ENOUGH).reason == "halt"
     assert machine.cpus[0].regs.rax & 0xFF == 5
 
 
-def test_system_registers(bare: Bare) -> None:
-    machine = bare(b"\xa0\x00\x00\xf4\xa0\x00\x00\xf4")  # mov 0, %al; hlt, twice
+def test_system_registers(machines: Machines) -> None:
+    machine = machines(b"\xa0\x00\x00\xf4\xa0\x00\x00\xf4")  # mov 0, %al; hlt, twice
     machine.memory.write(0x5000, b"\x11")
     machine.memory.write(0x6000, b"\x22")
     cpu = machine.cpus[0]
@@ -265,8 +271,8 @@ def test_system_registers(bare: Bare) -> None:
         assert cpu.sregs.ds.base == base
 
 
-def test_what_a_register_cant_hold(bare: Bare) -> None:
-    cpu = bare().cpus[0]
+def test_what_a_register_cant_hold(machines: Machines) -> None:
+    cpu = machines(HLT).cpus[0]
     before = cpu.regs.rax
     for wrong in (1 << 64, -1):
         with pytest.raises(OverflowError):
@@ -278,8 +284,8 @@ def test_what_a_register_cant_hold(bare: Bare) -> None:
     assert cpu.regs.rax == before
 
 
-def test_cpuid_is_what_the_table_says(bare: Bare) -> None:
-    machine = bare(b"\x0f\xa2\xf4")  # cpuid; hlt
+def test_cpuid_is_what_the_table_says(machines: Machines) -> None:
+    machine = machines(b"\x0f\xa2\xf4")  # cpuid; hlt
     machine.cpus[0].regs.rax = 0x4000_0123
     machine.cpus[0].cpuid.set(0x4000_0123, eax=1, ebx=2, ecx=3, edx=4)
     machine.cpus[0].cpuid.hypervisor = "TestTestTest"
@@ -291,14 +297,14 @@ def test_cpuid_is_what_the_table_says(bare: Bare) -> None:
 # A step at a time
 
 
-def test_single_steps(bare: Bare, in_kernel: None) -> None:
-    machine = bare(b"\x40\x40\x40\xf4", "long", memory="2M")  # in long mode: rex, rex, rex, hlt
-    machine.memory.write(0x1000, b"\x90\x90\x90\xf4")
+@pytest.mark.kvmpy(engine="kvm")
+def test_single_steps(machines: Machines) -> None:
+    machine = machines(b"\x90\x90\x90\xf4", "long", memory="2M")  # nop; nop; nop; hlt
     machine.cpus[0].vcpu.set_guest_debug(3)  # KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP
-    steps = []
+    start, steps = machine.cpus[0].regs.rip, []
     for _ in range(3):
         result = machine.run(timeout=LONG_ENOUGH)
         assert (result.reason, result.exits) == ("debug", {"DEBUG": 1})
         assert result.detail.startswith("DEBUG at 0x")
         steps.append(machine.cpus[0].regs.rip)
-    assert steps == [0x1001, 0x1002, 0x1003]
+    assert steps == [start + 1, start + 2, start + 3]

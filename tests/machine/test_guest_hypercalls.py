@@ -144,14 +144,14 @@ def test_cpuid_says_where_the_doorbell_is(machine: Machine) -> None:
     assert bool(read(0x2018)) is not machine.engine.in_kernel
 
 
-def test_a_vcpu_that_hangs_at_vmcall_is_told_from_a_slow_one() -> None:
+@pytest.mark.kvmpy(engine="kvm")
+def test_a_vcpu_that_hangs_at_vmcall_is_told_from_a_slow_one(machine: Machine) -> None:
     if not os.path.exists(PVM):
         pytest.skip(f"{PVM} isn't there: on other hosts KVM answers VMCALL itself")
-    with Machine("2M", engine="kvm") as machine:
-        load(machine, SET_UP + b"\x0f\x01\xc1" + HALT)
-        result = machine.run(timeout=0.3)
-        assert result.reason == "timeout"
-        assert "VMCALL or VMMCALL, which never returns on this host" in result.detail
-        assert "port 0xea" in result.detail
-        load(machine, b"\xeb\xfe")
-        assert machine.run(timeout=0.1).detail == ""
+    load(machine, SET_UP + b"\x0f\x01\xc1" + HALT)
+    result = machine.run(timeout=0.3)
+    assert result.reason == "timeout"
+    assert "VMCALL or VMMCALL, which never returns on this host" in result.detail
+    assert "port 0xea" in result.detail
+    load(machine, b"\xeb\xfe")
+    assert machine.run(timeout=0.1).detail == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import threading
@@ -14,9 +15,10 @@ from kvmpy.errors import BusError
 from kvmpy.machine.machine import Machine
 from kvmpy.machine.rules import Drop
 
-Bare = Callable[..., Machine]
+Machines = Callable[..., Machine]
 LONG_ENOUGH = 60.0
-pytestmark = pytest.mark.usefixtures("in_kernel")
+HLT = b"\xf4"
+pytestmark = pytest.mark.kvmpy(engine="kvm", memory="1M", mode="real", trace=False, timeout=math.inf)
 
 AL, AX = b"\xe6", b"\xe7"  # out %al, $port; out %ax, $port
 
@@ -41,8 +43,8 @@ def counting(*ports: int) -> bytes:
     return b"".join(bytes((0xB0, n, 0xE6, port)) for n, port in enumerate(ports, 1)) + b"\xf4"
 
 
-def test_an_eventfd_takes_the_place_of_an_exit(bare: Bare) -> None:
-    machine = bare(counting(0x80, 0x80, 0x80))
+def test_an_eventfd_takes_the_place_of_an_exit(machines: Machines) -> None:
+    machine = machines(counting(0x80, 0x80, 0x80))
     event = machine.ports.eventfd(0x80)
     result = machine.run(timeout=LONG_ENOUGH)
     assert result.exits == {"HLT": 1}
@@ -66,11 +68,11 @@ def test_an_eventfd_takes_the_place_of_an_exit(bare: Bare) -> None:
     ],
 )
 def test_an_eventfd_for_some_writes(
-    bare: Bare, length: int, datamatch: int | None, signals: int, exits: int
+    machines: Machines, length: int, datamatch: int | None, signals: int, exits: int
 ) -> None:
     # mov $1, %al; out; mov $2, %al; out; mov $0x103, %ax; out %ax; hlt
     code = b"\xb0\x01\xe6\x80\xb0\x02\xe6\x80\xb8\x03\x01\xe7\x80\xf4"
-    machine = bare(code)
+    machine = machines(code)
     event = machine.ports.eventfd(0x80, length, datamatch)
     result = machine.run(timeout=LONG_ENOUGH)
     assert event.take() == signals
@@ -78,9 +80,9 @@ def test_an_eventfd_for_some_writes(
 
 
 @pytest.mark.parametrize(("length", "datamatch"), [(1, None), (1, 2)])
-def test_python_does_what_the_kernel_would(bare: Bare, length: int, datamatch: int | None) -> None:
+def test_python_does_what_the_kernel_would(machines: Machines, length: int, datamatch: int | None) -> None:
     code = counting(0x80, 0x80, 0x80)[:-1] + b"\xe7\x80\xf4"  # and a word
-    there, here = bare(code), bare(code)
+    there, here = machines(code), machines(code)
     events = [machine.ports.eventfd(0x80, length, datamatch) for machine in (there, here)]
     here.ports[0x80].place = "python"
     for machine in (there, here):
@@ -99,15 +101,15 @@ def test_python_does_what_the_kernel_would(bare: Bare, length: int, datamatch: i
         (2, -1, "-"),
     ],
 )
-def test_eventfds_that_cant_be(bare: Bare, length: int, datamatch: int | None, message: str) -> None:
-    machine = bare()
+def test_eventfds_that_cant_be(machines: Machines, length: int, datamatch: int | None, message: str) -> None:
+    machine = machines(HLT)
     with pytest.raises(BusError, match=message):
         machine.ports.eventfd(0x80, length, datamatch)
     assert len(machine.ports) == 0
 
 
-def test_eventfds_leave_nothing_behind(bare: Bare) -> None:
-    machine = bare()
+def test_eventfds_leave_nothing_behind(machines: Machines) -> None:
+    machine = machines(HLT)
     before = len(os.listdir("/proc/self/fd"))
     first = machine.ports.eventfd(0x80)
     with pytest.raises(BusError, match="overlaps"):
@@ -119,16 +121,16 @@ def test_eventfds_leave_nothing_behind(bare: Bare) -> None:
     assert len(os.listdir("/proc/self/fd")) < before
 
 
-def test_a_detached_eventfd_isnt_signalled_any_more(bare: Bare) -> None:
-    machine = bare(counting(0x80, 0x81, 0x80))
+def test_a_detached_eventfd_isnt_signalled_any_more(machines: Machines) -> None:
+    machine = machines(counting(0x80, 0x81, 0x80))
     event = machine.ports.eventfd(0x80)
     machine.ports.on_write(0x81)(lambda *what: machine.ports.detach(machine.ports[0x80]))
     result = machine.run(timeout=LONG_ENOUGH)
     assert (event.take(), result.unowned) == (1, 1)
 
 
-def test_writes_are_handed_over_before_the_exit_that_follows(bare: Bare) -> None:
-    machine = bare(counting(0x80, 0x81, 0x80, 0x80, 0x90, 0x81, 0x90, 0x80))
+def test_writes_are_handed_over_before_the_exit_that_follows(machines: Machines) -> None:
+    machine = machines(counting(0x80, 0x81, 0x80, 0x80, 0x90, 0x81, 0x90, 0x80))
     log: list[tuple[Any, ...]] = []
     for port in (0x80, 0x81, 0x90):
         machine.ports.attach(port, 1, Seen(log, f"{port:x}"))
@@ -144,10 +146,10 @@ def test_writes_are_handed_over_before_the_exit_that_follows(bare: Bare) -> None
     ]
 
 
-def test_memory_writes_wait_too(bare: Bare) -> None:
+def test_memory_writes_wait_too(machines: Machines) -> None:
     # movabs $0xfe000000, %rbx; mov %al, 1(%rbx); mov %rax, 8(%rbx); mov 8(%rbx), %eax; hlt
     code = b"\x48\xbb\x00\x00\x00\xfe\0\0\0\0\x88\x43\x01\x48\x89\x43\x08\x8b\x43\x08\xf4"
-    machine = bare(code, "long", memory="2M")
+    machine = machines(code, "long", memory="2M")
     machine.cpus[0].regs.rax = 0x1122334455667788
     log: list[tuple[Any, ...]] = []
     device = Seen(log, "m")
@@ -160,8 +162,8 @@ def test_memory_writes_wait_too(bare: Bare) -> None:
     assert machine.mmio[0xFE000000].count == 3
 
 
-def test_a_full_ring_of_the_kernel_loses_nothing(bare: Bare) -> None:
-    machine = bare(b"\xe6\x80\x40\x49\x75\xfa\xf4")  # 1: out %al, $0x80; inc %ax; dec %cx; jnz 1b; hlt
+def test_a_full_ring_of_the_kernel_loses_nothing(machines: Machines) -> None:
+    machine = machines(b"\xe6\x80\x40\x49\x75\xfa\xf4")  # 1: out %al, $0x80; inc %ax; dec %cx; jnz 1b; hlt
     machine.cpus[0].regs.update({"rax": 0, "rcx": 1000})
     log: list[tuple[Any, ...]] = []
     machine.ports.attach(0x80, 1, Seen(log, "p")).place = "kernel"
@@ -171,8 +173,8 @@ def test_a_full_ring_of_the_kernel_loses_nothing(bare: Bare) -> None:
     assert machine.ports[0x80].count == 1000
 
 
-def test_what_waits_is_handed_over_when_the_run_ends(bare: Bare) -> None:
-    machine = bare(counting(0x80, 0x80)[:-1] + b"\xeb\xfe")
+def test_what_waits_is_handed_over_when_the_run_ends(machines: Machines) -> None:
+    machine = machines(counting(0x80, 0x80)[:-1] + b"\xeb\xfe")
     log: list[tuple[Any, ...]] = []
     machine.ports.attach(0x80, 1, Seen(log, "p")).place = "kernel"
     assert machine.run(timeout=0.2).reason == "timeout"
@@ -180,8 +182,8 @@ def test_what_waits_is_handed_over_when_the_run_ends(bare: Bare) -> None:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_an_owner_that_raises_is_handed_the_write_again(bare: Bare, skip: bool) -> None:
-    machine = bare(counting(0x80, 0x80, 0x80, 0x90, 0x80))
+def test_an_owner_that_raises_is_handed_the_write_again(machines: Machines, skip: bool) -> None:
+    machine = machines(counting(0x80, 0x80, 0x80, 0x90, 0x80))
     log: list[tuple[Any, ...]] = []
     machine.ports.attach(0x80, 1, Seen(log, "p", fail_at=2)).place = "kernel"
     machine.ports.attach(0x90, 1, Seen(log, "q"))
@@ -195,9 +197,9 @@ def test_an_owner_that_raises_is_handed_the_write_again(bare: Bare, skip: bool) 
     assert [value for _, _, value, _ in log] == ([1, 3, 4, 5] if skip else [1, 2, 3, 4, 5])
 
 
-def test_writes_stay_their_owners_when_the_range_goes(bare: Bare) -> None:
+def test_writes_stay_their_owners_when_the_range_goes(machines: Machines) -> None:
     """The handler of a later exit detaches the range, and puts another in its place."""
-    machine = bare(counting(0x80, 0x80, 0x90, 0x80))
+    machine = machines(counting(0x80, 0x80, 0x90, 0x80))
     log: list[tuple[Any, ...]] = []
     first = machine.ports.attach(0x80, 1, Seen(log, "first"))
     first.place = "kernel"
@@ -213,9 +215,9 @@ def test_writes_stay_their_owners_when_the_range_goes(bare: Bare) -> None:
 
 
 @pytest.mark.threads
-def test_writes_stay_their_owners_when_the_range_goes_meanwhile(bare: Bare) -> None:
+def test_writes_stay_their_owners_when_the_range_goes_meanwhile(machines: Machines) -> None:
     """The same from another thread, with the writes still in the kernel's hands."""
-    machine = bare(counting(0x80, 0x80, 0x90)[:-1] + b"\xeb\xfe")
+    machine = machines(counting(0x80, 0x80, 0x90)[:-1] + b"\xeb\xfe")
     log: list[tuple[Any, ...]] = []
     first = machine.ports.attach(0x80, 1, Seen(log, "first"))
     first.place = "kernel"
@@ -235,8 +237,8 @@ def test_writes_stay_their_owners_when_the_range_goes_meanwhile(bare: Bare) -> N
     assert first.count == 2
 
 
-def test_a_drop_in_the_kernel_still_answers_reads(bare: Bare) -> None:
-    machine = bare(b"\xe6\x80\xe4\x80\xf4")  # out %al, $0x80; in $0x80, %al; hlt
+def test_a_drop_in_the_kernel_still_answers_reads(machines: Machines) -> None:
+    machine = machines(b"\xe6\x80\xe4\x80\xf4")  # out %al, $0x80; in $0x80, %al; hlt
     range_ = machine.ports.attach(0x80, 1, Drop(0x5A))
     range_.place = "kernel"
     result = machine.run(timeout=LONG_ENOUGH)
@@ -245,18 +247,18 @@ def test_a_drop_in_the_kernel_still_answers_reads(bare: Bare) -> None:
     assert range_.count == 2
 
 
-def test_hypercalls_cant_be_the_kernels(bare: Bare) -> None:
-    machine = bare()
+def test_hypercalls_cant_be_the_kernels(machines: Machines) -> None:
+    machine = machines(HLT)
     range_ = machine.hypercalls.attach(5, 1, Seen([], "call"))
     with pytest.raises(BusError, match="hypercalls can't be handled in the kernel"):
         range_.place = "kernel"
     assert range_.place == "python"
 
 
-def test_an_msr_between_python_and_the_kernel(bare: Bare) -> None:
+def test_an_msr_between_python_and_the_kernel(machines: Machines) -> None:
     pat = 0x277
     # 1: rdmsr; out %al, $0x80; jmp 1b
-    machine = bare(b"\x0f\x32\xe6\x80\xeb\xfa")
+    machine = machines(b"\x0f\x32\xe6\x80\xeb\xfa")
     machine.cpus[0].regs.rcx = pat
     seen: list[int] = []
     range_ = machine.msrs.attach(pat, 1, type("Pat", (), {"read": staticmethod(lambda offset, size: 0x42)})())
@@ -276,8 +278,8 @@ def test_an_msr_between_python_and_the_kernel(bare: Bare) -> None:
     assert range_.count == 11
 
 
-def test_more_msr_ranges_than_the_kernels_filter_has(bare: Bare) -> None:
-    machine = bare(b"\xf4\xf4")
+def test_more_msr_ranges_than_the_kernels_filter_has(machines: Machines) -> None:
+    machine = machines(b"\xf4\xf4")
     machine.run(timeout=LONG_ENOUGH)
     for n in range(16):
         machine.msrs.attach(0x1000 + 2 * n, 1, Seen([], "msr"))

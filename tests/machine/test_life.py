@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 import resource
@@ -20,8 +21,11 @@ from kvmpy.errors import UsageError
 from kvmpy.machine.machine import Machine
 from kvmpy.x86.entry import long_mode
 
-Bare = Callable[..., Machine]
+Machines = Callable[..., Machine]
 
+pytestmark = pytest.mark.kvmpy(memory="1M", mode="real", trace=False, timeout=math.inf)
+
+HLT = b"\xf4"
 SPIN = b"\xeb\xfe"  # jmp .
 STORM = b"\xe6\x80\xeb\xfc"  # 1: out %al, $0x80; jmp 1b
 HALTS = b"\xf4\x40\xeb\xfc"  # 1: hlt; inc %ax; jmp 1b
@@ -67,8 +71,8 @@ def while_it_runs(machine: Machine, action: Callable[[], object]) -> Iterator[No
 # Closing
 
 
-def test_closing(bare: Bare) -> None:
-    with bare() as machine:
+def test_closing(machines: Machines) -> None:
+    with machines(HLT) as machine:
         assert machine.run().reason == "halt"
     assert "closed" in repr(machine)
     machine.close()
@@ -82,7 +86,7 @@ def test_closing(bare: Bare) -> None:
 
 
 @pytest.mark.kvmpy(leaks=True)
-def test_a_forgotten_machine_is_a_resource_warning(kvmpy_engine: str, bare: Bare) -> None:
+def test_a_forgotten_machine_is_a_resource_warning(kvmpy_engine: str, machines: Machines) -> None:
     before = len(os.listdir("/proc/self/fd"))
     gc.disable()  # one halfway would put the machine behind its parts, which then warn too
     try:
@@ -98,8 +102,8 @@ def test_a_forgotten_machine_is_a_resource_warning(kvmpy_engine: str, bare: Bare
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # the engine's own, if it was the first
 
 
-def test_a_running_machine_is_neither_closed_nor_run(bare: Bare) -> None:
-    machine = bare(STORM)
+def test_a_running_machine_is_neither_closed_nor_run(machines: Machines) -> None:
+    machine = machines(STORM)
     refused = []
 
     @machine.ports.on_write(0x80)
@@ -119,8 +123,8 @@ def test_a_running_machine_is_neither_closed_nor_run(bare: Bare) -> None:
     assert not machine.running
 
 
-def test_a_handler_cant_run_another_machine_on_its_thread(bare: Bare) -> None:
-    machine, other = bare(STORM), bare()
+def test_a_handler_cant_run_another_machine_on_its_thread(machines: Machines) -> None:
+    machine, other = machines(STORM), machines(HLT)
 
     @machine.ports.on_write(0x80)
     def write(offset: int, value: int, size: int) -> None:
@@ -133,7 +137,7 @@ def test_a_handler_cant_run_another_machine_on_its_thread(bare: Bare) -> None:
 
 
 @pytest.mark.threads
-def test_stop_and_close_at_the_same_time(bare: Bare) -> None:
+def test_stop_and_close_at_the_same_time(machines: Machines) -> None:
     """stop() from a watchdog that comes late mustn't meet a machine that is being freed."""
     over = threading.Event()
     current: list[Machine] = []
@@ -147,7 +151,7 @@ def test_stop_and_close_at_the_same_time(bare: Bare) -> None:
     thread.start()
     try:
         for _ in range(100):
-            with bare() as machine:
+            with machines(HLT) as machine:
                 current.append(machine)
                 assert machine.run(timeout=LONG_ENOUGH).reason in ("halt", "stopped")
     finally:
@@ -159,20 +163,22 @@ def test_stop_and_close_at_the_same_time(bare: Bare) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 1e9, float("nan"), float("inf")])
-def test_timeouts_that_cant_be(bare: Bare, timeout: float) -> None:
+def test_timeouts_that_cant_be(machines: Machines, timeout: float) -> None:
     with says("it must be more than 0 and less than 1e9"):
-        bare().run(timeout=timeout)
+        machines(HLT).run(timeout=timeout)
 
 
 @pytest.mark.parametrize("max_exits", [0, -1, 1 << 63])
-def test_numbers_of_exits_that_cant_be(bare: Bare, max_exits: int) -> None:
+def test_numbers_of_exits_that_cant_be(machines: Machines, max_exits: int) -> None:
     with says("it must be at least 1"):
-        bare().run(max_exits=max_exits)
+        machines(HLT).run(max_exits=max_exits)
 
 
 @pytest.mark.parametrize("guest", ["spin", "ring 3", "exits in Python", "exits in C", "two vCPUs"])
-def test_a_timeout_is_kept(bare: Bare, guest: str, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = bare(STORM if "exits" in guest else SPIN, memory="2M", cpus=2 if guest == "two vCPUs" else 1)
+def test_a_timeout_is_kept(machines: Machines, guest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = machines(
+        STORM if "exits" in guest else SPIN, memory="2M", cpus=2 if guest == "two vCPUs" else 1
+    )
     if guest == "ring 3":
         in_ring_3(machine, SPIN)
     if guest == "exits in Python":
@@ -193,8 +199,8 @@ def test_a_timeout_is_kept(bare: Bare, guest: str, capsys: pytest.CaptureFixture
     assert statistics.median(late) < 0.03
 
 
-def test_so_many_exits_and_no_more(bare: Bare) -> None:
-    machine = bare(STORM)
+def test_so_many_exits_and_no_more(machines: Machines) -> None:
+    machine = machines(STORM)
     seen = []
     machine.ports.on_write(0x80)(lambda offset, value, size: seen.append(value))
     for exits in (1, 10, 500):
@@ -206,8 +212,8 @@ def test_so_many_exits_and_no_more(bare: Bare) -> None:
     assert machine.run(max_exits=1000).exits == {"IO": 1000}
 
 
-def test_until_an_exit_of_a_kind(bare: Bare) -> None:
-    machine = bare(b"\xe6\x80\xe6\x80\xf4\xeb\xf9")  # 1: out; out; hlt; jmp 1b
+def test_until_an_exit_of_a_kind(machines: Machines) -> None:
+    machine = machines(b"\xe6\x80\xe6\x80\xf4\xeb\xf9")  # 1: out; out; hlt; jmp 1b
     result = machine.run(until=["IO"], timeout=LONG_ENOUGH)
     assert result.exits == {"IO": 1}
     assert machine.run(until=["HLT"], timeout=LONG_ENOUGH).exits == {"IO": 1, "HLT": 1}
@@ -216,8 +222,8 @@ def test_until_an_exit_of_a_kind(bare: Bare) -> None:
 @pytest.mark.threads
 @pytest.mark.parametrize("code", [SPIN, STORM])
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_stop_from_another_thread(bare: Bare, code: bytes, cpus: int) -> None:
-    machine = bare(code, cpus=cpus)
+def test_stop_from_another_thread(machines: Machines, code: bytes, cpus: int) -> None:
+    machine = machines(code, cpus=cpus)
     for _ in range(3):
         with while_it_runs(machine, lambda: machine.stop(7)):
             result = machine.run(timeout=LONG_ENOUGH)
@@ -225,8 +231,8 @@ def test_stop_from_another_thread(bare: Bare, code: bytes, cpus: int) -> None:
 
 
 @pytest.mark.threads
-def test_a_kick_whose_signal_could_not_be_sent_leaves_the_way_to_the_next(bare: Bare) -> None:
-    machine = bare(SPIN)
+def test_a_kick_whose_signal_could_not_be_sent_leaves_the_way_to_the_next(machines: Machines) -> None:
+    machine = machines(SPIN)
     limits = resource.getrlimit(resource.RLIMIT_SIGPENDING)
 
     def stop_twice() -> None:
@@ -243,8 +249,8 @@ def test_a_kick_whose_signal_could_not_be_sent_leaves_the_way_to_the_next(bare: 
     assert result.wall < LONG_ENOUGH / 2
 
 
-def test_stop_from_a_handler_completes_the_access(bare: Bare) -> None:
-    machine = bare(b"\xe4\x80\xe6\x81\xf4")  # in $0x80, %al; out %al, $0x81; hlt
+def test_stop_from_a_handler_completes_the_access(machines: Machines) -> None:
+    machine = machines(b"\xe4\x80\xe6\x81\xf4")  # in $0x80, %al; out %al, $0x81; hlt
     seen = []
 
     @machine.ports.on_read(0x80)
@@ -261,8 +267,8 @@ def test_stop_from_a_handler_completes_the_access(bare: Bare) -> None:
     assert seen == [0x42]
 
 
-def test_the_first_ending_counts(bare: Bare) -> None:
-    machine = bare(STORM)
+def test_the_first_ending_counts(machines: Machines) -> None:
+    machine = machines(STORM)
 
     @machine.ports.on_write(0x80)
     def write(offset: int, value: int, size: int) -> None:
@@ -287,16 +293,16 @@ def on_alarm(action: Callable[[], object], seconds: float) -> Iterator[None]:
 
 @pytest.mark.parametrize("code", [SPIN, STORM])
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_stop_from_a_signal_handler(bare: Bare, code: bytes, cpus: int) -> None:
-    machine = bare(code, cpus=cpus)
+def test_stop_from_a_signal_handler(machines: Machines, code: bytes, cpus: int) -> None:
+    machine = machines(code, cpus=cpus)
     machine.ports.on_write(0x80)(lambda offset, value, size: None)
     for _ in range(5):
         with on_alarm(lambda: machine.stop(9), 0.01):
             assert machine.run(timeout=LONG_ENOUGH).status == 9
 
 
-def test_other_signals_dont_end_a_run(bare: Bare) -> None:
-    machine = bare(SPIN)
+def test_other_signals_dont_end_a_run(machines: Machines) -> None:
+    machine = machines(SPIN)
     seen = []
     with on_alarm(lambda: seen.append(1), 0.01):
         assert machine.run(timeout=0.1).reason == "timeout"
@@ -305,8 +311,10 @@ def test_other_signals_dont_end_a_run(bare: Bare) -> None:
 
 @pytest.mark.parametrize("code", [SPIN, STORM])
 @pytest.mark.parametrize("cpus", [1, 2])
-def test_ctrl_c_reaches_the_caller_and_the_machine_goes_on(bare: Bare, code: bytes, cpus: int) -> None:
-    machine = bare(code, cpus=cpus)
+def test_ctrl_c_reaches_the_caller_and_the_machine_goes_on(
+    machines: Machines, code: bytes, cpus: int
+) -> None:
+    machine = machines(code, cpus=cpus)
     seen = [0]
 
     @machine.ports.on_write(0x80)
@@ -325,9 +333,9 @@ def test_ctrl_c_reaches_the_caller_and_the_machine_goes_on(bare: Bare, code: byt
     assert (seen[0] > 0) == (code == STORM)
 
 
-def test_no_access_is_lost_or_done_twice_by_ctrl_c(bare: Bare) -> None:
+def test_no_access_is_lost_or_done_twice_by_ctrl_c(machines: Machines) -> None:
     """The guest counts its own accesses, and is interrupted as often as it goes."""
-    machine = bare(b"\x41\xe6\x80\xeb\xfb")  # 1: inc %cx; out %al, $0x80; jmp 1b
+    machine = machines(b"\x41\xe6\x80\xeb\xfb")  # 1: inc %cx; out %al, $0x80; jmp 1b
     machine.cpus[0].regs.rcx = 0
     seen = [0]
 
@@ -351,16 +359,16 @@ def test_no_access_is_lost_or_done_twice_by_ctrl_c(bare: Bare) -> None:
 # Again
 
 
-def test_again_after_a_halt(bare: Bare) -> None:
-    machine = bare(HALTS)
+def test_again_after_a_halt(machines: Machines) -> None:
+    machine = machines(HALTS)
     machine.cpus[0].regs.rax = 0
     for n in range(5):
         assert machine.run().reason == "halt"
         assert machine.cpus[0].regs.rax == n
 
 
-def test_again_after_every_other_ending(bare: Bare) -> None:
-    machine = bare(STORM)
+def test_again_after_every_other_ending(machines: Machines) -> None:
+    machine = machines(STORM)
     steps = iter(["stop", "raise", "reset", ""])
 
     @machine.ports.on_write(0x80)
@@ -383,8 +391,8 @@ def test_again_after_every_other_ending(bare: Bare) -> None:
     assert machine.run().reason == "halt"
 
 
-def test_again_after_a_crash(bare: Bare) -> None:
-    machine = bare(b"\xea\x00\x00\x00\xf0", memory="64K")  # ljmp $0xf000, $0: nothing is there
+def test_again_after_a_crash(machines: Machines) -> None:
+    machine = machines(b"\xea\x00\x00\x00\xf0", memory="64K")  # ljmp $0xf000, $0: nothing is there
     first = machine.run(timeout=LONG_ENOUGH)
     assert first.reason == "crash" and first.crash is not None
     machine.load(b"\xf4", mode="real", format="flat", load_address=0x1000)
@@ -395,14 +403,14 @@ def test_again_after_a_crash(bare: Bare) -> None:
 
 
 @pytest.mark.threads
-def test_machines_in_threads_leave_each_other_alone(bare: Bare) -> None:
+def test_machines_in_threads_leave_each_other_alone(machines: Machines) -> None:
     failed: list[BaseException] = []
 
     def live(number: int) -> None:
         try:
             # 1: inc %cx; mov $number, %al; out %al, $0x80; cmp $500, %cx; jne 1b; hlt
             code = bytes((0x41, 0xB0, number, 0xE6, 0x80, 0x81, 0xF9, 0xF4, 0x01, 0x75, 0xF5, 0xF4))
-            machine = bare(code)
+            machine = machines(code)
             machine.cpus[0].regs.rcx = 0
             seen = []
             machine.ports.on_write(0x80)(lambda offset, value, size: seen.append(value))
@@ -421,8 +429,8 @@ def test_machines_in_threads_leave_each_other_alone(bare: Bare) -> None:
     assert not failed
 
 
-def test_one_machine_after_the_other(bare: Bare) -> None:
-    with bare(HALTS) as first, bare(HALTS) as second:
+def test_one_machine_after_the_other(machines: Machines) -> None:
+    with machines(HALTS) as first, machines(HALTS) as second:
         first.cpus[0].regs.rax, second.cpus[0].regs.rax = 10, 20
         for n in range(3):
             assert first.run().reason == second.run().reason == "halt"
@@ -430,8 +438,8 @@ def test_one_machine_after_the_other(bare: Bare) -> None:
 
 
 @pytest.mark.threads
-def test_a_machine_moves_between_threads(bare: Bare) -> None:
-    machine = bare(HALTS)
+def test_a_machine_moves_between_threads(machines: Machines) -> None:
+    machine = machines(HALTS)
     machine.cpus[0].regs.rax = 0
     results: list[str] = []
     for _ in range(4):
@@ -443,8 +451,8 @@ def test_a_machine_moves_between_threads(bare: Bare) -> None:
 
 
 @pytest.mark.threads
-def test_an_exception_stops_the_other_vcpus(bare: Bare, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = bare(SPIN, cpus=2)
+def test_an_exception_stops_the_other_vcpus(machines: Machines, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = machines(SPIN, cpus=2)
     machine.memory.write(0x2000, STORM)
     machine.cpus[1].regs.rip = machine.cpus[1].regs.rip + 0x1000
     raised = [0.0]
@@ -471,10 +479,10 @@ def test_an_exception_stops_the_other_vcpus(bare: Bare, capsys: pytest.CaptureFi
 
 
 @pytest.mark.threads
-def test_two_vcpus_in_c(bare: Bare) -> None:
+def test_two_vcpus_in_c(machines: Machines) -> None:
     """Every access of both is counted, and neither needs Python."""
     # 1: out %al, $0x80; dec %cx; jnz 1b; hlt
-    machine = bare(b"\xe6\x80\x49\x75\xfb\xf4", cpus=2)
+    machine = machines(b"\xe6\x80\x49\x75\xfb\xf4", cpus=2)
     machine.ports.count(0x80)
     for cpu in machine.cpus:
         cpu.regs.rcx = 20_000
@@ -486,8 +494,8 @@ def test_two_vcpus_in_c(bare: Bare) -> None:
 
 
 @pytest.mark.threads
-def test_parked_vcpus_dont_run(bare: Bare) -> None:
-    machine = bare(cpus=3)
+def test_parked_vcpus_dont_run(machines: Machines) -> None:
+    machine = machines(HLT, cpus=3)
     machine.cpus[1].parked = machine.cpus[2].parked = True
     result = machine.run(timeout=LONG_ENOUGH)
     assert (result.reason, result.exits) == ("halt", {"HLT": 1})
@@ -496,21 +504,24 @@ def test_parked_vcpus_dont_run(bare: Bare) -> None:
 # Halted for good
 
 
-def test_halted_with_interrupts_off_is_the_end(bare: Bare, in_kernel: None) -> None:
+@pytest.mark.kvmpy(engine="kvm")
+def test_halted_with_interrupts_off_is_the_end(machines: Machines) -> None:
     for cpus in (1, 2):
-        machine = bare(b"\xfa\xf4", cpus=cpus, irqchip="kernel")  # cli; hlt
+        machine = machines(b"\xfa\xf4", cpus=cpus, irqchip="kernel")  # cli; hlt
         result = machine.run(timeout=LONG_ENOUGH)
         assert (result.reason, result.status) == ("halt", 0)
 
 
-def test_halted_with_interrupts_on_is_not(bare: Bare, in_kernel: None) -> None:
-    machine = bare(b"\xfb\xf4\xeb\xfd", irqchip="kernel")  # sti; 1: hlt; jmp 1b
+@pytest.mark.kvmpy(engine="kvm")
+def test_halted_with_interrupts_on_is_not(machines: Machines) -> None:
+    machine = machines(b"\xfb\xf4\xeb\xfd", irqchip="kernel")  # sti; 1: hlt; jmp 1b
     assert machine.run(timeout=0.2).reason == "timeout"
 
 
 @pytest.mark.threads
-def test_one_vcpu_that_works_keeps_the_machine_alive(bare: Bare, in_kernel: None) -> None:
-    machine = bare(b"\xfa\xf4", cpus=2, irqchip="kernel")
+@pytest.mark.kvmpy(engine="kvm")
+def test_one_vcpu_that_works_keeps_the_machine_alive(machines: Machines) -> None:
+    machine = machines(b"\xfa\xf4", cpus=2, irqchip="kernel")
     # 1: dec %ecx; jnz 1b; mov $5, %al; out %al, $0xf4
     machine.memory.write(0x2000, b"\x66\x49\x75\xfc\xb0\x05\xe6\xf4")
     machine.cpus[1].regs.update({"rip": machine.cpus[1].regs.rip + 0x1000, "rcx": 200_000})
@@ -522,8 +533,8 @@ def test_one_vcpu_that_works_keeps_the_machine_alive(bare: Bare, in_kernel: None
 # Results
 
 
-def test_what_a_result_says(bare: Bare) -> None:
-    machine = bare(b"\xe6\x80\xe6\x81\xe4\x82\xf4")  # out $0x80; out $0x81; in $0x82; hlt
+def test_what_a_result_says(machines: Machines) -> None:
+    machine = machines(b"\xe6\x80\xe6\x81\xe4\x82\xf4")  # out $0x80; out $0x81; in $0x82; hlt
     machine.ports.drop(0x80, name="post")
     machine.ports.on_write(0x81)(lambda offset, value, size: None)
     result = machine.run()
@@ -540,8 +551,8 @@ def test_what_a_result_says(bare: Bare) -> None:
     assert repr(result).startswith("<Result halt status=0, 4 exits in ")
 
 
-def test_cpu_time_is_that_of_the_vcpus(bare: Bare) -> None:
-    machine = bare(SPIN)
+def test_cpu_time_is_that_of_the_vcpus(machines: Machines) -> None:
+    machine = machines(SPIN)
     over = threading.Event()
 
     def burn() -> None:

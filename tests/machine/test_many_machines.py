@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import gc
+import math
 from pathlib import Path
 
 import psutil
 import pytest
 
-from kvmpy.machine.machine import Machine
+from kvmpy.testing import new_guest
 
 MACHINES, WARM_UP = 10_000, 500
 HALT = b"\xe6\x80\xf4"  # out %al, $0x80; hlt
 
 
-def _live(engine: str) -> None:
-    with Machine("64K", engine=engine) as machine:
-        machine.ports.drop(0x80)
-        machine.load(HALT, mode="real", format="flat", load_address=0x1000)
-        assert machine.run(timeout=60).reason == "halt"
+def _live() -> None:
+    with new_guest() as guest:
+        guest.ports.drop(0x80)
+        guest.code(HALT)
+        assert guest.run(timeout=60).reason == "halt"
 
 
 def _left_over() -> tuple[int, int, int]:
@@ -30,12 +31,13 @@ def _left_over() -> tuple[int, int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.kvmpy(memory="64K", mode="real", devices="none", trace=False, timeout=math.inf)
 def test_ten_thousand_machines_leave_nothing_behind(kvmpy_engine: str) -> None:
     for _ in range(WARM_UP):
-        _live(kvmpy_engine)
+        _live()
     fds, maps, resident = _left_over()
     for _ in range(MACHINES):
-        _live(kvmpy_engine)
+        _live()
     after = _left_over()
     assert after[0] == fds
     # An allocator may keep an arena more or less; a mapping or a page left by each machine would be 10,000.

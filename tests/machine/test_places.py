@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -57,16 +58,16 @@ class Mover(threading.Thread):
 
 
 @pytest.mark.threads
+@pytest.mark.kvmpy(memory="64K", mode="real", trace=False, timeout=120)
 @pytest.mark.parametrize("moves", [1200])
-def test_no_access_is_lost_or_handled_twice(kvmpy_engine: str, moves: int) -> None:
-    with Machine("64K", engine=kvmpy_engine) as machine:
+def test_no_access_is_lost_or_handled_twice(machines: Callable[..., Machine], moves: int) -> None:
+    with machines(FOREVER) as machine:
         machine.log(1 << 22, "counted", everything=False)
         counter = Counter()
         range_ = machine.ports.attach(PORT, 1, counter, rule=Drop())
-        machine.load(FOREVER, mode="real", format="flat", load_address=0x1000)
         mover = Mover(machine, moves)
         mover.start()
-        result = machine.run(timeout=120)
+        result = machine.run()
         mover.join()
         assert mover.error is None
         assert result.reason == "stopped"

@@ -37,7 +37,14 @@ AT_COLLECTION = {
         "test_it.py::test_it: *2X*",
     ),
     "no vCPUs": ("@pytest.mark.kvmpy(cpus=0)", "test_it.py::test_it: cpus=0: at least 1"),
-    "no time": ("@pytest.mark.kvmpy(timeout=0)", "test_it.py::test_it: timeout=0: seconds, more than 0"),
+    "no time": (
+        "@pytest.mark.kvmpy(timeout=0)",
+        "test_it.py::test_it: timeout=0: seconds, more than 0; math.inf for no limit",
+    ),
+    "a trace that is no choice": (
+        '@pytest.mark.kvmpy(trace="some")',
+        "test_it.py::test_it: trace='some': True or False",
+    ),
     "two machines": (
         '@pytest.mark.kvmpy(memory="2M")\n@pytest.mark.kvmpy(memory="4M")',
         "test_it.py::test_it: two machines in one test: memory is '2M' and '4M'; the fixture `machines` makes as many"

@@ -213,6 +213,39 @@ def test_of_several_machines_each_is_in_the_report(inner: Inner) -> None:
     result.stdout.fnmatch_lines(["*kvmpy: last exits*", "*kvmpy machine 1: last exits*"])
 
 
+def test_a_machine_with_nothing_in_between(inner: Inner) -> None:
+    body = """
+        import math
+        from kvmpy.errors import UsageError
+        @pytest.mark.kvmpy(trace=False, timeout=math.inf, mode="real", memory="1M")
+        def test_bare(machines, guest):
+            machine = machines(bytes.fromhex("b005 e680 f4"))
+            seen = []
+            machine.ports.on_write(0x80)(lambda offset, value, size: seen.append(value))
+            assert not machine.rings
+            assert machine.run().reason == "halt" and seen == [5]
+            assert machine.cpus[0].regs.rip == 0x1005
+            guest.code(bytes.fromhex("ebfe"))
+            assert guest.run(timeout=0.1).reason == "timeout"
+            for look in (lambda: machine.trace, lambda: guest.trace, lambda: guest.run(timeout=0.1).exits):
+                with pytest.raises(UsageError, match="aren't written down: it was made with trace=False"):
+                    look()
+        """
+    inner(body).assert_outcomes(passed=1)
+
+
+def test_every_vcpu_starts_at_the_code(inner: Inner, kvmpy_engine: str) -> None:
+    body = """
+        @pytest.mark.parametrize("irqchip", ["none", "kernel"])
+        def test_two(machines, irqchip):
+            machine = machines(bytes.fromhex("e680 fa f4"), "real", cpus=2, irqchip=irqchip)
+            assert machine.run().reason == "halt"
+            assert sorted(map(repr, machine.trace.of(Out))) == [repr(Out(0x80, 0))] * 2
+        """
+    outcomes = inner(body).parseoutcomes()
+    assert outcomes == ({"passed": 2} if kvmpy_engine == "kvm" else {"skipped": 2})
+
+
 def test_a_leak_on_purpose(inner: Inner) -> None:
     body = """
         from kvmpy import Machine
