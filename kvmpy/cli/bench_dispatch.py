@@ -65,12 +65,15 @@ def _print(report: dict[str, Any]) -> None:
 
 def _lines(report: dict[str, Any]) -> list[str]:
     """What stands below the table."""
-    lines = ["Floors: a bare C loop around the same entry; for the stub's place python an empty cffi call."]
-    if report["two_vcpus"]:
-        two = report["two_vcpus"]
+    lines = [
+        "CPU time. Floors: a bare C loop around the same entry; for the stub's place python an empty cffi call."
+    ]
+    for engine, two in report["two_vcpus"].items():
         lines.append(
-            f"Two vCPUs, C rule, kvm: {two['ratio']:.2f} times the exits/s of one"
-            f" ({two['ratio_p10']:.2f}..{two['ratio_p90']:.2f})"
+            f"Two vCPUs, C rule, {engine}: {two['ratio']:.2f} times the exits/s of one"
+            f" ({two['ratio_p10']:.2f}..{two['ratio_p90']:.2f}); two bare loops {two['floor_ratio']:.2f} times"
+            f" those of one; one over the other {two['of_floor']:.3f}"
+            f" ({two['of_floor_p10']:.3f}..{two['of_floor_p90']:.3f})"
         )
     if report["ring_records_per_second"]:
         lines.append(f"Ring drained into numpy: {report['ring_records_per_second'] / 1e6:.0f} M records/s")
