@@ -67,12 +67,14 @@ def identity(project: Path) -> Iterator[str]:
 
 
 def distributions(project: Path) -> list[metadata.Distribution]:
-    """kvmpy's run-time dependencies as installed, and theirs."""
-    wanted: list[str] = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
+    """kvmpy's run-time dependencies as installed, and theirs; those of the translate engine if they are there."""
+    about = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    wanted: list[str] = [*about["dependencies"]]
+    wanted += [text for text in about["optional-dependencies"]["translate"] if is_installed(name_of(text))]
     found: dict[str, metadata.Distribution] = {}
     while wanted:
         requirement = wanted.pop()
-        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+        name = name_of(requirement)
         if name in found or name in PACKAGES_LEFT_OUT or "extra ==" in requirement:
             continue
         try:
@@ -85,6 +87,15 @@ def distributions(project: Path) -> list[metadata.Distribution]:
             continue
         wanted += found[name].requires or []
     return [found[name] for name in sorted(found)]
+
+
+def name_of(requirement: str) -> str:
+    """The package that a requirement is about: "cffi>=1.17" is about cffi."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def is_installed(name: str) -> bool:
+    return any(True for _ in metadata.Distribution.discover(name=name))
 
 
 def stage(project: Path, root: Path) -> None:
@@ -100,7 +111,7 @@ def stage(project: Path, root: Path) -> None:
     for dist in distributions(project):
         for entry in dist.files or []:
             file = Path(str(dist.locate_file(entry)))
-            if file.suffix != ".pyc" and ".." not in entry.parts and file.is_file():
+            if file.suffix not in (".a", ".pyc") and ".." not in entry.parts and file.is_file():
                 bring(file, root)
     for needed in shared_libraries(root):
         copy(needed, root)
