@@ -52,6 +52,7 @@ def command(
 
     KINDs are names, groups or patterns such as mmio*; without any, everything is measured.
     """
+    from kvmpy.cli.progress import Bar
     from kvmpy.lab.measuring import Laboratory
 
     if only_list:
@@ -60,8 +61,8 @@ def command(
     files = [path for path in (json_file, csv_file, html_file, openmetrics_file) if path]
     _check_outputs(files, plot_file)
     settings = _settings(kinds, quick, **options)
-    with _Progress() as progress:
-        lab = Laboratory(settings, progress.show)
+    with Bar() as bar:
+        lab = Laboratory(settings, bar.show)
         lab.run()
     from kvmpy.lab import exports, report
     from kvmpy.lab.page import page
@@ -142,33 +143,3 @@ def _print(report: dict[str, Any], to_stderr: bool) -> None:
     lines = (*(["KVM's tracepoints:"] if traced else []), *traced, *text.missing(report), *text.notes(report))
     what: list[RenderableType] = [*text.tables(report), *([split] if split else []), *map(Text, lines)]
     click.echo(draw(sys.stderr if to_stderr else sys.stdout, *what), nl=False, err=to_stderr)
-
-
-class _Progress:
-    """A bar on stderr while it is a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-
-    def show(self, share: float, what: str) -> None:
-        """Moves the bar. The screen is only touched between rounds of kinds, never while one is measured."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=share, description=what)
-            self._bar.refresh()
-
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-                       TextColumn("{task.description}"))  # fmt: skip
-            self._bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("", total=1.0)
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kvmpy.lab.twins import Comparison
 
 DIFFERENT, NOT_COMPARABLE = 1, 2
+SHOWN_EVERY = 64
 ENOUGH = 100
 """Exits for their cost to be seen in the time of a run."""
 WHAT = {
@@ -73,18 +74,12 @@ def command(what: tuple[str, ...], variants: bool, as_json: bool, **options: Any
     return _lockstep(what[0], options, as_json)
 
 
-def _progress(share: float) -> None:
-    import sys
-
-    if sys.stderr.isatty():
-        end = "\r" if share < 1 else "\r    \r"
-        print(f"\r{share:4.0%}", end=end, file=sys.stderr, flush=True)
-
-
 def _variants(what: tuple[str, ...], options: dict[str, Any], as_json: bool) -> int:
+    from kvmpy.cli.progress import Bar
     from kvmpy.lab.variants import ENGINES, run
 
-    report = run(what, options["engines"] or ENGINES, options["rounds"], _progress)
+    with Bar() as bar:
+        report = run(what, options["engines"] or ENGINES, options["rounds"], bar.show)
     if options["plot_path"] is not None:
         from kvmpy.lab.plot_techniques import of_variants, plot
 
@@ -145,27 +140,29 @@ def _times(ratio: float | None, first: bool) -> str:
 def _lockstep(image: str, options: dict[str, Any], as_json: bool) -> int:
     from kvmpy.cli import LIMIT
     from kvmpy.cli.messages import say
+    from kvmpy.cli.progress import Bar
     from kvmpy.lab.lockstep import NotComparable
     from kvmpy.lab.twins import Guest, compare
     from kvmpy.lab.variants import ENGINES
 
     try:
-        found = compare(
-            Guest(image, options["memory"], options["sent"].encode()),
-            options["engines"] or ENGINES,
-            every=_every(options["every"]),
-            tolerate=options["tolerate"],
-            timeout=options["timeout"],
-            max_events=options["max_exits"],
-            progress=_count,
-        )
+        with Bar() as bar:
+            found = compare(
+                Guest(image, options["memory"], options["sent"].encode()),
+                options["engines"] or ENGINES,
+                every=_every(options["every"]),
+                tolerate=options["tolerate"],
+                timeout=options["timeout"],
+                max_events=options["max_exits"],
+                progress=lambda events: (
+                    bar.show(None, f"{events} exits") if events % SHOWN_EVERY == 0 else None
+                ),
+            )
     except NotComparable as error:
         say(str(error))
         return NOT_COMPARABLE
-    if options["plot_path"] is not None and all(found.engines.values()):
-        from kvmpy.lab.plot_techniques import of_engines, plot
-
-        plot(of_engines(image, found.engines), options["plot_path"])
+    if options["plot_path"] is not None:
+        _plot(image, found, options["plot_path"])
     if as_json:
         import json
 
@@ -175,19 +172,22 @@ def _lockstep(image: str, options: dict[str, Any], as_json: bool) -> int:
     return DIFFERENT if found.difference is not None else LIMIT if found.unfinished else 0
 
 
+def _plot(image: str, found: Comparison, path: str) -> None:
+    from kvmpy.cli.messages import say
+    from kvmpy.lab.plot_techniques import of_engines, plot
+
+    if all(found.engines.values()):
+        plot(of_engines(image, found.engines), path)
+    else:
+        say(f"{path} isn't written: what a run costs isn't known of a guest that doesn't end")
+
+
 def _every(text: str) -> int:
     if text == "exit":
         return 1
     if not text.isdecimal() or int(text) == 0:
         raise click.UsageError(f"--every {text}: 'exit', or a number from 1")
     return int(text)
-
-
-def _count(events: int) -> None:
-    import sys
-
-    if events % 64 == 0 and sys.stderr.isatty():
-        print(f"\r{events} exits", end="\r", file=sys.stderr, flush=True)
 
 
 def _show(found: Comparison) -> None:
@@ -217,7 +217,7 @@ def _side_by_side(engines: dict[str, dict[str, Any]]) -> Any:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("engine", no_wrap=True)
-    for column in ("exits", "µs/exit", "ms", "CPU ms", "start-up ms", "guest KiB"):
+    for column in ("exits", "µs/exit", "ms", "Mcycles", "CPU ms", "start-up ms", "guest KiB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("exits by reason")
     for name, run in engines.items():
@@ -230,6 +230,7 @@ def _side_by_side(engines: dict[str, dict[str, Any]]) -> Any:
             str(run["exits"]),
             "" if run["per_exit"] is None else f"{run['per_exit'] * 1e6:.1f}",
             f"{run['wall'] * 1e3:.2f}",
+            f"{run['cycles'] / 1e6:.2f}",
             f"{run['cpu'] * 1e3:.2f}",
             f"{run['start_up'] * 1e3:.1f}",
             f"{run['guest_memory'] >> 10}",

@@ -9,10 +9,11 @@ descriptor tables, CR0-CR8 and EFER; all of RAM; the output; how it ended. All m
 
 What isn't, because processors may differ in it: RFLAGS.AF, undefined after logical instructions and of no use but to
 BCD arithmetic, and RFLAGS.RF, neither in the register nor where an exception has saved it in memory; the accessed and
-dirty bits in page tables; of a segment that can't be used all but that, and in 64-bit code all of DS, ES, FS and GS
-but the bases of the latter two. Nor MSRs but EFER, the FPU, and the registers of a guest that crashed. Registers and
-memory wait for the next exit where engines stop at different places: within ``rep outs`` and its like, and behind an
-access to memory, which the translate engine leaves at the end of a block.
+dirty bits in page tables; of a segment that can't be used all but that, in 64-bit code all of DS, ES, FS and GS but
+the bases of the latter two, and in real mode whether CS is of a code or a data type. Nor MSRs but EFER, the FPU, and
+the registers of a guest that crashed. Registers and memory wait for the next exit where engines stop at different
+places: within ``rep outs`` and its like, and behind an access to memory, which the translate engine leaves at the end
+of a block.
 
 ``tolerate={"time"}`` is for guests that look at clocks or wait for interrupts. Then accesses to the PIT, port 0x61, the
 RTC, the ACPI timer, the worker's status, the interrupt controllers and halts are left out of the sequence, and neither
@@ -26,6 +27,7 @@ from functools import cache
 
 from kvmpy.errors import KvmpyError, UsageError
 from kvmpy.machine import exits
+from kvmpy.machine.machine import check_limits
 from kvmpy.machine.ring import NOT_AN_ACCESS
 
 TYPE_CHECKING = False
@@ -53,6 +55,7 @@ TIME_EXITS = (5, 7, 10)  # HLT, IRQ_WINDOW_OPEN, INTR
 SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 SEGMENT_FIELDS = ("selector", "base", "limit", "type", "s", "dpl", "present", "avl", "l", "db", "g")
 CONTROLS = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
+PROTECTION = 1 << 0  # of CR0
 ACCESSED_DIRTY = 0x60
 FLAGS_LEFT_OUT = 1 << 4 | 1 << 16  # AF, RF
 FLAGS_ALWAYS = 1 << 1
@@ -117,6 +120,8 @@ class Side:
             found[f"{name}.unusable"] = int(bool(segment.unusable) or not segment.present)
             if not found[f"{name}.unusable"]:
                 found.update({f"{name}.{field}": getattr(segment, field) for field in SEGMENT_FIELDS})
+        if not sregs.cr0 & PROTECTION:
+            found.pop("cs.type", None)
         return found
 
     def amid(self) -> bool:
@@ -191,6 +196,7 @@ class Lockstep:
             raise NotComparable("lock step needs two engines: only one can run this guest here")
         if every < 1:
             raise UsageError(f"every {every} events: at least 1")
+        check_limits(timeout, max_events)
         unknown = set(tolerate) - set(TOLERANCES)
         if unknown:
             raise UsageError(f"tolerate {', '.join(sorted(unknown))}: there is {', '.join(TOLERANCES)}")

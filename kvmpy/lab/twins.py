@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
+from kvmpy._native import lib
 from kvmpy.errors import EngineError, ImageError, KvmpyError
+from kvmpy.lab.fingerprint import fingerprint
 from kvmpy.lab.lockstep import Lockstep, NotComparable, Side, same_cpuid
 from kvmpy.lab.variants import ENGINES, usable
 
@@ -69,19 +71,19 @@ class Guest:
 def sides(guest: Guest, engines: Iterable[str], stack: ExitStack) -> tuple[list[Side], dict[str, str]]:
     """A side for each engine that can run the guest, and why the others can't.
 
-    Raises ImageError for an image that none can load, NotComparable where fewer than two can run it.
+    Raises NotComparable where fewer than two can run it; what all engines say alike (ImageError, UsageError) as it is.
     """
     working, left_out = usable(engines)
     machines: list[tuple[str, Machine, bytearray]] = []
-    bad: ImageError | None = None
+    errors: list[KvmpyError] = []
     for engine in working:
         try:
             machines.append((engine, *guest.machine(engine, stack)))
         except KvmpyError as error:
             left_out[engine] = str(error)
-            bad = error if isinstance(error, ImageError) else bad
-    if not machines and bad is not None:
-        raise bad
+            errors.append(error)
+    if not machines and len({str(error) for error in errors}) == 1:
+        raise errors[0]  # it isn't the engines
     if len(machines) < 2:
         only = f"only {machines[0][0]} can run it here" if machines else "no engine can run it here"
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
@@ -113,6 +115,7 @@ class Comparison:
         """For JSON."""
         return {
             "schema": SCHEMA,
+            "host": fingerprint(),
             "agree": self.difference is None,
             "difference": self.difference.as_dict() if self.difference else None,
             "unfinished": self.unfinished,
@@ -153,7 +156,8 @@ def compare(
 
 
 def measure(guest: Guest, engine: str, timeout: float) -> dict[str, Any]:
-    """What a run by itself costs: seconds, exits by reason, seconds from nothing to a machine that can run, bytes."""
+    """What a run by itself costs: seconds, cycles of the TSC, exits by reason, the start-up (seconds from nothing to a
+    machine that can run), bytes."""
     from contextlib import ExitStack
 
     began = time.monotonic()
@@ -163,7 +167,9 @@ def measure(guest: Guest, engine: str, timeout: float) -> dict[str, Any]:
         except (EngineError, ImageError) as error:
             return {"problem": str(error)}
         start_up = time.monotonic() - began
+        began_at = lib.kvmpy_measure_tsc()
         result = machine.run(timeout=timeout)
+        cycles = lib.kvmpy_measure_tsc() - began_at
         resident = sum(_resident(machine, slot.gpa, slot.size) for slot in machine.memory.slots)
     exits = sum(result.exits.values())
     return {
@@ -172,6 +178,7 @@ def measure(guest: Guest, engine: str, timeout: float) -> dict[str, Any]:
         "start_up": start_up,
         "wall": result.wall,
         "cpu": result.cpu,
+        "cycles": int(cycles),
         "exits": exits,
         "exits_by_reason": dict(result.exits),
         "per_exit": result.wall / exits if exits else None,

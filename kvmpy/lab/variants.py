@@ -7,6 +7,7 @@ What it took is compared with the group's first guest, the unmodified one, on th
 from __future__ import annotations
 
 from kvmpy.errors import EngineError, KvmpyError, UsageError
+from kvmpy.lab.fingerprint import fingerprint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +74,13 @@ def run(
         for at, case in enumerate(cases):
             case.run()
             progress((number * len(cases) + at + 1) / (rounds * len(cases)))
-    return {"schema": SCHEMA, "rounds": rounds, "left_out": left_out, "cases": _report(cases)}
+    return {
+        "schema": SCHEMA,
+        "host": fingerprint(),
+        "rounds": rounds,
+        "left_out": left_out,
+        "cases": _report(cases),
+    }
 
 
 class Case:

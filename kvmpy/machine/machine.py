@@ -283,7 +283,7 @@ class Machine(Owned):
         Raises UsageError: closed, already running, a timeout that isn't positive.
         """
         began = time.monotonic()
-        self._check_arguments(timeout, max_exits)
+        check_limits(timeout, max_exits)
         mask = sum(1 << number for number in {_reason(reason) for reason in until})
         with self._life:
             self._check_can_run()
@@ -321,13 +321,6 @@ class Machine(Owned):
             raise UsageError("the machine is closed: it can't run any more")
         if self._running:
             raise UsageError("the machine is running already, in another thread or below this handler")
-
-    @staticmethod
-    def _check_arguments(timeout: float | None, max_exits: int | None) -> None:
-        if timeout is not None and not 0 < timeout < 1e9:
-            raise UsageError(f"timeout of {timeout} seconds: it must be more than 0 and less than 1e9")
-        if max_exits is not None and not 0 < max_exits < 1 << 63:
-            raise UsageError(f"max_exits of {max_exits}: it must be at least 1")
 
     @property
     def _sleeps_in_kernel(self) -> bool:
@@ -564,6 +557,14 @@ class Machine(Owned):
         unowned = sum(counts[lib.KVMPY_UNOWNED + space] for space in range(lib.KVMPY_SPACES))
         named = {exits.name_of(reason): count for reason, count in exits_.items() if count}
         return Result(ending, named, ranges, unowned, wall, self._cpu_time, peak_memory())
+
+
+def check_limits(timeout: float | None, max_exits: int | None) -> None:
+    """Raises UsageError unless these can end a run: seconds above 0, 1 exit or more; None is no limit."""
+    if timeout is not None and not 0 < timeout < 1e9:
+        raise UsageError(f"timeout of {timeout} seconds: it must be more than 0 and less than 1e9")
+    if max_exits is not None and not 0 < max_exits < 1 << 63:
+        raise UsageError(f"max_exits of {max_exits}: it must be at least 1")
 
 
 def _reason(name: int | str) -> int:

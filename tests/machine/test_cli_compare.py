@@ -34,6 +34,8 @@ def test_as_json(command: Any, both: None) -> None:
     result = command("compare", "long-hello", "--json", "--every", "10")
     report = json.loads(result.stdout)
     assert report["schema"] == 1 and report["agree"] is True and report["difference"] is None
+    assert report["host"]["kernel"]["release"]
+    assert all(run["cycles"] > 0 for run in report["engines"].values())
     assert report["events"] == 43 and report["states_compared"] == 5
     assert set(report["engines"]) == {"kvm", "translate"}
 
@@ -61,6 +63,9 @@ def test_a_guest_without_end(command: Any, both: None) -> None:
         (["long-hello", "--engine", "translate"], "not comparable: only translate can run it here"),
         (["no-such-guest"], "no bundled guest is called 'no-such-guest'"),
         (["long-hello", "--every", "0"], "--every 0: 'exit', or a number from 1"),
+        (["long-hello", "--timeout", "0"], "timeout of 0.0 seconds: it must be more than 0"),
+        (["long-hello", "--max-exits", "0"], "max_exits of 0: it must be at least 1"),
+        (["long-hello", "--memory", "16Q"], "kvmpy: memory: '16Q' is not a size"),
         (
             ["--variants", "colour"],
             "no guests come in variants called 'colour': there are console, time, work, wait",
@@ -112,6 +117,14 @@ def test_a_picture(command: Any, both: None, tmp_path: Path) -> None:
         assert command("compare", *arguments, "--plot", str(picture)).returncode == 0
         assert b"<svg" in picture.read_bytes()
         picture.unlink()
+
+
+def test_no_picture_of_a_guest_without_end(command: Any, both: None, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib, the extra 'plot', isn't installed")
+    picture = tmp_path / "picture.svg"
+    result = command("compare", "spin", "--timeout", "0.5", "--plot", str(picture))
+    assert result.returncode == 124
+    assert b"isn't written" in result.stderr and not picture.exists()
 
 
 def test_a_picture_of_a_wrong_kind_is_refused_before_anything_runs(command: Any) -> None:

@@ -149,6 +149,14 @@ def test_a_wrong_register_is_shown(stack: ExitStack) -> None:
     assert difference.registers == {"r15": (0, 1 << 63), "cr2": (0, 0x5000)}
 
 
+def test_the_type_of_a_code_segment_is_nothing_in_real_mode(stack: ExitStack) -> None:
+    """VT-x says that CS is writable data there, others say code: no program can tell."""
+    good, bad = pair(stack, Guest("real-hello"))
+    bad.machine.cpus[0].sregs.cs.type = 3
+    assert "cs.type" not in bad.registers() and "cs.base" in bad.registers()
+    assert Lockstep([good, bad], timeout=LONG_ENOUGH).run() is None
+
+
 def test_what_only_one_engine_can_run_is_not_compared(both: list[str]) -> None:
     with pytest.raises(NotComparable, match="smp-hello wants 2 vCPUs"):
         compare(Guest("smp-hello"), both)
