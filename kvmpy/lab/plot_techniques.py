@@ -66,3 +66,46 @@ def _positions(bars: Bars, groups: list[str]) -> tuple[list[float], list[str]]:
         labels.append(f"{group}: {label}" if group != before else label)
         before = group
     return positions, labels
+
+
+def plot_hosts(hosts: dict[str, dict[str, Any]], path: str) -> None:
+    """Writes a picture of kvmpy.lab.variants' reports of several hosts: how many times less time each way of doing the
+    same work takes than the unmodified guest, on each host and engine. Raises as :func:`plot`."""
+    from kvmpy.lab.plot import check
+
+    check(path)
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    series = _series(hosts)
+    ways = list(dict.fromkeys(way for values in series.values() for way in values))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kvmpy"}):
+        figure = Figure(figsize=(9, 0.7 + 0.16 * len(ways) * (len(series) + 1)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        height = 0.85 / len(series)
+        for number, (name, values) in enumerate(series.items()):
+            at = [index + number * height for index, way in enumerate(ways) if way in values]
+            axis.barh(at, [values[way] for way in ways if way in values], height, left=1.0, label=name)
+        axis.set_xscale("log")
+        axis.axvline(1.0, color="black", linewidth=0.8)
+        axis.set_yticks([index + 0.85 / 2 for index in range(len(ways))], ways)
+        axis.invert_yaxis()
+        axis.set_xlabel("times as fast as the unmodified guest on the same host and engine")
+        axis.grid(axis="x", alpha=0.3)
+        axis.legend(fontsize="small", loc="lower right")
+        figure.savefig(path, metadata={"Date": None} if path.lower().endswith(".svg") else None)
+
+
+def _series(hosts: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """ "host, engine" -> "group: variant" -> times as fast, less the 1 where the bar begins."""
+    found: dict[str, dict[str, float]] = {}
+    for host, report in hosts.items():
+        for case in report["cases"]:
+            if "problem" not in case and case.get("faster"):
+                values = found.setdefault(f"{host}, {case['engine']}", {})
+                values[f"{case['group']}: {case['variant']}"] = case["faster"] - 1.0
+    return {
+        name: {way: value for way, value in values.items() if value != 0.0} for name, values in found.items()
+    }

@@ -97,10 +97,13 @@ def sides(guest: Guest, engines: Iterable[str], stack: ExitStack) -> tuple[list[
 
 
 class Comparison:
-    """What came of it: ``difference`` or None; ``unfinished``, why that isn't all; ``events``; ``engines`` by name,
-    with what a free run on each was like; ``left_out``."""
+    """What came of it: the guest's ``image``; ``difference`` or None; ``unfinished``, why that isn't all; ``events``;
+    ``engines`` by name, with what a free run on each was like; ``left_out``."""
 
-    def __init__(self, lockstep: Lockstep, difference: Difference | None, left_out: dict[str, str]) -> None:
+    def __init__(
+        self, image: str, lockstep: Lockstep, difference: Difference | None, left_out: dict[str, str]
+    ) -> None:
+        self.image = image
         self.difference = difference
         self.unfinished = lockstep.unfinished
         self.events = lockstep.events
@@ -116,6 +119,7 @@ class Comparison:
         return {
             "schema": SCHEMA,
             "host": fingerprint(),
+            "image": self.image,
             "agree": self.difference is None,
             "difference": self.difference.as_dict() if self.difference else None,
             "unfinished": self.unfinished,
@@ -147,7 +151,7 @@ def compare(
         both, left_out = sides(guest, engines, stack)
         lockstep = Lockstep(both, every, tolerate, timeout, max_events, progress)
         difference = lockstep.run()
-        found = Comparison(lockstep, difference, left_out)
+        found = Comparison(guest.image, lockstep, difference, left_out)
         found.timely = guest.irqchip != "none" and not tolerate
     if not found.unfinished:
         for engine in found.engines:
