@@ -70,7 +70,8 @@ def distributions(project: Path) -> list[metadata.Distribution]:
     """kvmpy's run-time dependencies as installed, and theirs; those of the translate engine if they are there."""
     about = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     wanted: list[str] = [*about["dependencies"]]
-    wanted += [text for text in about["optional-dependencies"]["translate"] if is_installed(name_of(text))]
+    extra: list[str] = about.get("optional-dependencies", {}).get("translate", [])
+    wanted += [text for text in extra if is_installed(name_of(text))]
     found: dict[str, metadata.Distribution] = {}
     while wanted:
         requirement = wanted.pop()
