@@ -60,7 +60,10 @@ def guest(host: Host, code: Code) -> Machine:
 
 def host_works() -> None:
     """The host uses its own x87, SSE and, by copying, AVX registers."""
-    assert math.isclose(sum(math.sqrt(x) ** 2 for x in range(50)), 1225)
+    roots = [
+        math.sqrt(number) for number in range(50)
+    ]  # no pow() or sin(): on amd-bochs the C library's overflow
+    assert math.isclose(sum(root * root for root in roots), 1225)
     assert bytes(bytearray(range(256)) * 64)[-1] == 255
 
 

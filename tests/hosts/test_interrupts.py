@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from guests import asleep, enable_lapic, listen, make, msi, to_exit, to_halt
-from ioapic import level_triggered
+from guests import MESSAGES, asleep, listen, make, msi, to_exit, to_halt
 from listing import code
-from suite import Host
+from sleeper import LEVEL, OTHER, VECTOR, WOKEN, Sleeper
+from suite import Host, cases
 
 from kvmpy.abi import constants as c
+from kvmpy.kvm import routing
 from kvmpy.machine import exits
 from kvmpy.machine.machine import Machine
 
-VECTOR, OTHER, NMI = 0x40, 0x51, 2
-
-# "out 0x80, al" in these guests: nobody is there, but where KVM emulates them (kvm_pvm) it looks for interrupts only at
-# exits, and this is one.
+NMI = 2
 
 
 def next_word(machine: Machine, said: list[int]) -> None:
@@ -119,58 +117,26 @@ def test_a_second_nmi_waits_for_the_end_of_the_first(host: Host) -> None:
     assert not vcpu.get_vcpu_events().nmi.masked
 
 
-WAITING = code(
-    64,
-    """
-      fb                  sti
-      f4                  hlt
-      e6 80               out 0x80, al
-      b0 03               mov al, 3
-      e6 e9               out 0xe9, al
-      fa                  cli
-      f4                  hlt
-    handler:
-      b0 40               mov al, 0x40
-      e6 e9               out 0xe9, al
-      b8 b0 00 e0 fe      mov eax, 0xfee000b0
-      c7 00 00 00 00 00   mov dword ptr [rax], 0
-      48 cf               iretq
-    other:
-      b0 51               mov al, 0x51
-      e6 e9               out 0xe9, al
-      b8 b0 00 e0 fe      mov eax, 0xfee000b0
-      c7 00 00 00 00 00   mov dword ptr [rax], 0
-      48 cf               iretq
-    """,
-)
-
-
-def test_a_message_wakes_a_halted_vcpu(host: Host) -> None:
-    for irqchip in ("kernel", "split"):
-        machine = make(host, WAITING, handlers={VECTOR: "handler"}, irqchip=irqchip)
-        said = listen(machine)
-        enable_lapic(machine.cpus[0])
-        asleep(machine)
-        assert msi(machine, VECTOR) == 1
-        to_halt(machine)
-        assert said == [0x40, 3]
+@cases("kernel", "split")
+def test_a_message_wakes_a_halted_vcpu(host: Host, case: str) -> None:
+    sleeper = Sleeper(host, case)
+    assert msi(sleeper.machine, VECTOR) == 1
+    sleeper.says(VECTOR, WOKEN)
 
 
 def test_the_higher_of_two_messages_comes_first(host: Host) -> None:
-    machine = make(host, WAITING, handlers={VECTOR: "handler", OTHER: "other"}, irqchip="split")
-    said = listen(machine)
-    enable_lapic(machine.cpus[0])
-    asleep(machine)
-    msi(machine, VECTOR)
-    msi(machine, OTHER)
-    to_halt(machine)
-    assert said == [0x51, 0x40, 3]
+    sleeper = Sleeper(host, "split")
+    msi(sleeper.machine, VECTOR)
+    msi(sleeper.machine, OTHER)
+    sleeper.says(OTHER, VECTOR, WOKEN)
 
 
 def test_a_message_to_a_switched_off_lapic_goes_nowhere(host: Host) -> None:
-    machine = make(host, WAITING, handlers={VECTOR: "handler"}, irqchip="split")
+    machine = make(host, CLOSED, handlers={VECTOR: "handler"}, interrupts=True, irqchip="split")
+    said = listen(machine)
     assert msi(machine, VECTOR) == 0
-    assert machine.run(timeout=0.1).reason == "timeout"
+    to_halt(machine)
+    assert said == [1, 2]
 
 
 PIC = code(
@@ -219,49 +185,32 @@ def test_a_line_of_the_pics_in_the_kernel(host: Host) -> None:
 
 
 def test_a_line_of_the_ioapic_in_the_kernel(host: Host) -> None:
-    machine = make(host, WAITING, handlers={VECTOR: "handler"}, irqchip="kernel")
-    said = listen(machine)
-    enable_lapic(machine.cpus[0])
-    level_triggered(host, machine, 20, VECTOR)
-    asleep(machine)
-    machine.set_irq(20, True)
-    next_word(machine, said)
-    machine.set_irq(20, False)
-    to_halt(machine)
-    assert said == [0x40, 3]
+    sleeper = Sleeper(host, "kernel")
+    sleeper.lead(20)
+    sleeper.machine.set_irq(20, True)
+    sleeper.says(VECTOR)
+    sleeper.machine.set_irq(20, False)
+    sleeper.says(VECTOR, WOKEN)
 
 
 def test_a_level_triggered_line_comes_again_until_it_is_low(host: Host) -> None:
-    machine = make(host, WAITING, handlers={VECTOR: "handler"}, irqchip="kernel")
-    said = listen(machine)
-    enable_lapic(machine.cpus[0])
-    level_triggered(host, machine, 20, VECTOR)
-    asleep(machine)
-    machine.set_irq(20, True)
-    next_word(machine, said)
-    next_word(machine, said)
-    assert said == [0x40, 0x40]
-    machine.set_irq(20, False)
-    to_halt(machine)
-    assert said == [0x40, 0x40, 3]
+    sleeper = Sleeper(host, "kernel")
+    sleeper.lead(20)
+    sleeper.machine.set_irq(20, True)
+    sleeper.says(VECTOR, VECTOR)
+    sleeper.machine.set_irq(20, False)
+    sleeper.says(VECTOR, VECTOR, WOKEN)
 
 
 def test_the_split_irqchip_tells_the_end_of_a_level_triggered_interrupt(host: Host) -> None:
-    from kvmpy.kvm import routing
-
-    machine = make(host, WAITING, handlers={VECTOR: "handler"}, irqchip="split")
-    said = listen(machine)
+    sleeper = Sleeper(host, "split")
     ended: list[int] = []
 
-    @machine.on_exit("IOAPIC_EOI")
+    @sleeper.machine.on_exit("IOAPIC_EOI")
     def _(exit_: exits.Exit) -> None:
         ended.append(exit_.vector)
 
-    enable_lapic(machine.cpus[0])
-    asleep(machine)
-    level = 1 << 15
-    machine.vm.set_gsi_routing([routing.msi(4, 0xFEE00000, VECTOR | level)])
-    assert machine.vm.signal_msi(0xFEE00000, VECTOR | level) == 1
-    to_halt(machine)
-    assert said == [0x40, 3]
+    sleeper.machine.vm.set_gsi_routing([routing.msi(4, MESSAGES, VECTOR | LEVEL)])
+    assert sleeper.machine.vm.signal_msi(MESSAGES, VECTOR | LEVEL) == 1
+    sleeper.says(VECTOR, WOKEN)
     assert ended == [VECTOR]
