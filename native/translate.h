@@ -283,6 +283,7 @@ void translate_do_msr(struct kvmpy_translate *t, bool is_write) __attribute__((n
 void translate_decode_bytes(struct translate_instruction *insn, bool code64);
 void translate_decode(struct kvmpy_translate *t, struct translate_instruction *insn);
 bool translate_modifies_memory(const struct translate_instruction *insn);
+bool translate_rotates_memory(const struct translate_instruction *insn);
 
 /* translate_memory.c */
 struct translate_slot *translate_slot_at(struct kvmpy_translate *t, uint64_t gpa);

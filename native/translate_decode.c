@@ -63,6 +63,18 @@ void translate_decode(struct kvmpy_translate *t, struct translate_instruction *i
 	translate_decode_bytes(insn, env->mode & MODE_CODE64);
 }
 
+/* RCL and RCR with an operand in memory. */
+bool translate_rotates_memory(const struct translate_instruction *insn)
+{
+	const uint8_t *bytes = insn->bytes + insn->prefixes;
+	uint8_t group;
+
+	if (insn->prefixes > 12 || ((bytes[0] & 0xfe) != 0xc0 && (bytes[0] & 0xfc) != 0xd0) || bytes[1] >= 0xc0)
+		return false;
+	group = bytes[1] >> 3 & 7;
+	return group == 2 || group == 3;
+}
+
 static bool modifies_0f(uint8_t opcode, uint8_t group)
 {
 	switch (opcode) {

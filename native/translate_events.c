@@ -13,10 +13,12 @@
 #define DEBUG_EXCEPTION 1
 #define BREAKPOINT 3
 #define INVALID_OPCODE 6
+#define STACK_FAULT 12
 #define GENERAL_PROTECTION 13
 #define PAGE_FAULT 14
 #define PF_WRITE 2
 #define PF_FETCH 16
+#define FLAGS_AS_THEY_ARE 1	/* value of unicorn_cpu.flag_operation: in flag_operands[1] */
 #define RFLAGS_IF (1ull << 9)
 #define RFLAGS_RF (1ull << 16)
 
@@ -190,6 +192,23 @@ static void correct_write_bit(struct kvmpy_translate *t)
 		t->env->error_code |= PF_WRITE;
 }
 
+/*
+ * RCL and RCR have all flags worked out before they touch memory. When that faults, the library takes back which operation
+ * the flags come from, but not its operands, where they now are.
+ */
+static void correct_rotate_flags(struct kvmpy_translate *t, uint32_t vector)
+{
+	struct unicorn_cpu *env = t->env;
+	struct translate_instruction insn;
+	uint64_t linear = env->segments[SEG_CS].base + env->rip;
+
+	if (vector == PAGE_FAULT && (env->error_code & PF_FETCH || env->cr[2] - linear < TRANSLATE_LONGEST))
+		return;		/* of the instruction's own bytes */
+	translate_decode(t, &insn);
+	if (translate_rotates_memory(&insn))
+		env->flag_operation = FLAGS_AS_THEY_ARE;
+}
+
 /* Handlers whose first instruction can't be fetched fault for ever, and no block ever begins. */
 static void stop_if_asked(struct kvmpy_translate *t)
 {
@@ -206,6 +225,8 @@ static void on_exception(void *engine, uint32_t vector, void *user)
 	struct kvmpy_translate *t = user;
 
 	(void)engine;
+	if (t->delivering < 0 && vector >= STACK_FAULT && vector <= PAGE_FAULT && !t->env->is_software)
+		correct_rotate_flags(t, vector);
 	correct_error_code(t, vector);
 	if (t->env->is_software)
 		back_to_software_interrupt(t, vector);

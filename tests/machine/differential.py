@@ -202,6 +202,8 @@ def _atomic(g: Generator) -> str:
     width = g.width()
     name = g.source.choice(["xadd", "cmpxchg"])
     lock = g.source.choice(["", "lock "])
+    if lock and name == "cmpxchg" and width == 32 and g.bits == 64:
+        lock = ""  # takes the upper half of RAX away when it succeeds, too
     return f"{lock}{name} {g.memory(width)}, {g.plain(width)}"
 
 
@@ -352,7 +354,7 @@ class Side:
     def load(self, state: EntryState, code: bytes, data: bytes, values: dict[str, int]) -> None:
         memory = self.memory
         if self.state is not state:
-            memory[0:SIZE] = bytes(SIZE)
+            self.clear()
             self.state = state
             self.blank = self.vcpu.get_sregs()
         memory[0 : ORIGIN + SLOT] = self._vectors(state) + code
@@ -364,6 +366,10 @@ class Side:
         self._registers(state, values)
         if hasattr(self.vm, "wrote"):
             self.vm.wrote(0, SIZE)
+
+    def clear(self) -> None:
+        """Sequences that KVM gave up in the middle of leave different memory behind."""
+        self.memory[0:SIZE] = bytes(SIZE)
 
     def _vectors(self, state: EntryState) -> bytes:
         if state.mode != "real":
@@ -484,7 +490,10 @@ def main(mode: int, first: int, count: int) -> None:
             for side in sides:
                 side.load(state, code, data, values)
                 seen.append(side.run())
-            skipped += seen[0]["exit"] == INTERNAL_ERROR
+            if seen[0]["exit"] == INTERNAL_ERROR:
+                skipped += 1
+                for side in sides:
+                    side.clear()
             found = differences(*seen)
             if found:
                 failures += 1

@@ -423,6 +423,19 @@ def test_instructions_that_modify_memory_fault_as_writes(code: str, error: int) 
         assert frame(guest)[0] == error
 
 
+@pytest.mark.parametrize(
+    "instruction", ["rcr qword ptr [rbx], 1", "rcl byte ptr [rbx], cl", "rcr word ptr [rbx], 3"]
+)
+@pytest.mark.parametrize("address", [0x1_7F00_0000, 1 << 63])
+def test_rotates_that_fault_leave_the_flags(instruction: str, address: int) -> None:
+    """The fault comes after the library has worked out the flags. Page fault, general protection."""
+    with guest_with_handlers(f"mov al, 0x7f\n add al, 1\n {instruction}", 64) as guest:
+        guest.set(rbx=address, rcx=1)
+        assert vector_of(guest) == (13 if address >> 63 else 14)
+        rflags = frame(guest)[3]  # behind the error code
+        assert rflags & 0x8D5 == 0x890  # OF, SF, AF; neither CF nor ZF nor PF
+
+
 def test_faults_push_rf() -> None:
     for code, pushed in (("ud2", RF), ("int3", 0), ("int 0x80", 0)):
         with guest_with_handlers(code, 64) as guest:
