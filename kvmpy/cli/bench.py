@@ -12,10 +12,11 @@ COMMANDS = {
         "kvmpy.cli.bench_exits",
         "Distributions of what each kind of exit costs, and where the time goes.",
     ),
+    "compute": ("kvmpy.cli.bench_compute", "How fast binary translation computes, against QEMU's."),
     "compare": ("kvmpy.cli.bench_compare", "Whether two reports of exits differ, and whether that is real."),
 }
 
 
 @click.command("bench", cls=Lazy, table=COMMANDS)
 def command() -> None:
-    """Measure what exits cost."""
+    """Measure what exits cost, and how fast guests compute."""

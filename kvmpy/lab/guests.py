@@ -44,15 +44,20 @@ class LabImage:
     Raises ImageError when the package was built without it.
     """
 
-    def __init__(self, stamp: str) -> None:
-        path = os.path.join(os.path.dirname(__file__), os.pardir, "_images", "lab", f"{stamp}.bin")
+    @staticmethod
+    def read(name: str) -> bytes:
+        """The bytes of one of the laboratory's guests. ImageError when the package was built without it."""
+        path = os.path.join(os.path.dirname(__file__), os.pardir, "_images", "lab", f"{name}.bin")
         try:
             with open(path, "rb") as file:
-                self.data = file.read()
+                return file.read()
         except OSError as error:
             raise ImageError(
-                f"the laboratory's guest {stamp!r} isn't there ({error.strerror}): install kvmpy again"
+                f"the laboratory's guest {name!r} isn't there ({error.strerror}): install kvmpy again"
             ) from None
+
+    def __init__(self, stamp: str) -> None:
+        self.data = self.read(stamp)
         self.stamp = stamp
         self.entries = _table(self.data)
 

@@ -1,6 +1,6 @@
-"""The same guest on QEMU's KVM accelerator, in turn with kvmpy: what a whole exit costs on either.
+"""The same guest on QEMU and on kvmpy, in turn: what a whole exit costs on either, how fast either computes.
 
-The guest takes the time itself, with the TSC around batches of exits, so that neither program's start-up counts.
+The guest takes the time itself, with the TSC, so that neither program's start-up counts.
 """
 
 from __future__ import annotations
@@ -44,12 +44,16 @@ def _cycles(data: bytes) -> float:
     return batches[BATCHES // 2] / WRITES
 
 
-def _qemu() -> float:
+def run_on_qemu(sector: bytes, accelerator: str) -> bytes:
+    """What a boot sector writes to port 0xe9 on QEMU, until it writes 0 to END; before that, what the BIOS has to say.
+
+    RuntimeError where it ends otherwise; OSError, subprocess.TimeoutExpired.
+    """
     with tempfile.TemporaryDirectory() as folder:
         image, output = Path(folder, "guest.img"), Path(folder, "output")
-        image.write_bytes(boot_sector(BATCHES, WRITES))
+        image.write_bytes(sector)
         command = [
-            PROGRAM, "-accel", "kvm", "-m", "16M", "-display", "none", "-nodefaults", "-no-reboot",
+            PROGRAM, "-accel", accelerator, "-m", "16M", "-display", "none", "-nodefaults", "-no-reboot",
             "-drive", f"file={image},format=raw,if=ide", "-debugcon", f"file:{output}",
             "-device", f"isa-debug-exit,iobase={END},iosize=1",
         ]  # fmt: skip
@@ -57,20 +61,32 @@ def _qemu() -> float:
         if done.returncode != 1:  # 2 * 0 + 1
             why = done.stderr.decode(errors="replace").strip()
             raise RuntimeError(f"{PROGRAM} gave {done.returncode}: {why}")
-        return _cycles(output.read_bytes()[-4 * BATCHES :])  # before that, what its BIOS has to say
+        return output.read_bytes()
 
 
-def _kvmpy(owner: object) -> float:
+def run_on_kvmpy(sector: bytes, engine: str, owner: object = None) -> bytes:
+    """The same on kvmpy; ``owner`` has port TIMED."""
     from kvmpy.machine.machine import Machine
 
     output = bytearray()
-    with Machine("16M", engine="kvm", irqchip="kernel") as machine:
-        machine.ports[TIMED] = owner
+    with Machine("16M", engine=engine, irqchip="kernel" if engine == "kvm" else "none") as machine:
+        if owner is not None:
+            machine.ports[TIMED] = owner
         machine.ports.on_write(DATA)(lambda offset, value, size: output.append(value))
         machine.ports.on_write(END)(lambda offset, value, size: machine.stop(value, "exit"))
-        machine.load(boot_sector(BATCHES, WRITES), format="bootsector")
-        machine.run(timeout=60)
-    return _cycles(bytes(output))
+        machine.load(sector, format="bootsector")
+        result = machine.run(timeout=60)
+    if result.reason != "exit":
+        raise RuntimeError(f"the guest ended with {result.reason!r} instead of its exit port")
+    return bytes(output)
+
+
+def _qemu() -> float:
+    return _cycles(run_on_qemu(boot_sector(BATCHES, WRITES), "kvm")[-4 * BATCHES :])
+
+
+def _kvmpy(owner: object) -> float:
+    return _cycles(run_on_kvmpy(boot_sector(BATCHES, WRITES), "kvm", owner))
 
 
 class _Device:
