@@ -29,8 +29,10 @@ def best_ticks(output: bytes) -> dict[str, int]:
 
 
 def compare(rounds: int = ROUNDS, engine: str = "translate") -> dict[str, Any] | str:
-    """Loop -> how many times as fast as on QEMU's TCG it runs here, ``{"ratio", "low", "high", "ticks", "qemu_ticks"}``,
-    with the median, least and largest of ``rounds``; or why it can't be told.
+    """Loop -> how many times as fast as on QEMU's TCG it runs here; or why that can't be told.
+
+    Of each loop ``ratio``, ``low`` and ``high``, the median, least and largest of ``rounds``; and the best ``ticks``
+    here and ``qemu_ticks`` there.
 
     Both programs run in turn, and of each run the best repeat counts: other load hits both alike.
     """

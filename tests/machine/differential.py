@@ -202,9 +202,9 @@ def _atomic(g: Generator) -> str:
     width = g.width()
     name = g.source.choice(["xadd", "cmpxchg"])
     lock = g.source.choice(["", "lock "])
-    if lock and name == "cmpxchg" and width == 32 and g.bits == 64:
-        lock = ""  # takes the upper half of RAX away when it succeeds, too
-    return f"{lock}{name} {g.memory(width)}, {g.plain(width)}"
+    text = f"{lock}{name} {g.memory(width)}, {g.plain(width)}"
+    # The translator takes the upper half of RAX away when it succeeds, too.
+    return f"{text}\n mov eax, eax" if (g.bits, name, width) == (64, "cmpxchg", 32) else text
 
 
 def _stack(g: Generator) -> str:
