@@ -4,11 +4,15 @@
 
 #include "lines.h"
 
+#define PAGE 4096
+
 void *kvmpy_lines(uint64_t bytes)
 {
-	if (bytes > UINT64_MAX - KVMPY_LINE)
+	uint64_t unit = bytes < PAGE ? KVMPY_LINE : PAGE;
+
+	if (bytes > UINT64_MAX - PAGE)
 		return NULL;
-	return aligned_alloc(KVMPY_LINE, (bytes + KVMPY_LINE - 1) / KVMPY_LINE * KVMPY_LINE);
+	return aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
 }
 
 void *kvmpy_lines_zeroed(uint64_t bytes)

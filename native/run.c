@@ -18,15 +18,12 @@
 
 struct kvmpy_vcpu *kvmpy_vcpu_new(uint32_t index, struct kvm_run *run, int fd)
 {
-	struct kvmpy_vcpu *vcpu = kvmpy_lines_zeroed(sizeof(*vcpu));
+	/* The counters behind it: most exits then find all of it in one page, and coming out of a guest costs the TLB. */
+	struct kvmpy_vcpu *vcpu = kvmpy_lines_zeroed(sizeof(*vcpu) + KVMPY_RANGES * sizeof(*vcpu->counts));
 
 	if (!vcpu)
 		return NULL;
-	vcpu->counts = kvmpy_lines_zeroed(KVMPY_RANGES * sizeof(*vcpu->counts));
-	if (!vcpu->counts) {
-		kvmpy_lines_free(vcpu);
-		return NULL;
-	}
+	vcpu->counts = (uint64_t *)(vcpu + 1);
 	vcpu->index = index;
 	vcpu->run = run;
 	vcpu->fd = fd;
@@ -41,7 +38,6 @@ void kvmpy_vcpu_free(struct kvmpy_vcpu *vcpu)
 		return;
 	if (vcpu->has_timer)
 		timer_delete(vcpu->timer);
-	kvmpy_lines_free(vcpu->counts);
 	kvmpy_lines_free(vcpu);
 }
 

@@ -178,7 +178,7 @@ def cases(engines: Iterable[str], quick: bool) -> tuple[list[Case], list[str]]:
     found += [stub_case(place, "pio string") for place in ("constant", "fifo")]
     missing = []
     for engine in engines:
-        exits = (500 if quick else 2000) if engine == "kvm" else 20_000
+        exits = (500 if quick else 5000) if engine == "kvm" else 20_000
         try:
             found += [engine_case(engine, place, access, exits) for access in ("pio write", "pio read", "mmio write",
                       "mmio read") for place in ("constant", "ring", "python")]  # fmt: skip
