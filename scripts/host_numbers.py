@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kvmpy.lab.kinds import KINDS
+from kvmpy.lab.plot_techniques import less_cpu
 from kvmpy.lab.text import interrupted_median, nanoseconds
 
 BEGIN = re.compile(r'\{\s*"schema"')
@@ -36,7 +37,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Tables and a picture of what several hosts measured.")
     parser.add_argument("what", choices=["latency", "techniques"])
     parser.add_argument("files", nargs="+", metavar="NAME=FILE")
-    parser.add_argument("--plot", metavar="FILE", help="of techniques: time and exits of each host as bars")
+    parser.add_argument("--plot", metavar="FILE", help="of techniques: how many times less CPU time")
     arguments = parser.parse_args(words)
     found = {}
     for text in arguments.files:
@@ -127,7 +128,7 @@ def _median(report: dict[str, Any], host: str, kind: str) -> str:
 
 
 def techniques(hosts: dict[str, dict[str, Any]]) -> Rows:
-    """Exits, and how much faster than the unmodified guest, of each way on each engine of each host."""
+    """Exits, CPU time, and how many times less of it than the unmodified guest takes, on each engine of each host."""
     columns = [(name, engine) for name, report in hosts.items() for engine in _engines(report)]
     rows = [["work", "done by", *(f"{name}, {engine}" for name, engine in columns)]]
     ways = list(dict.fromkeys((c["group"], c["variant"]) for r in hosts.values() for c in r["cases"]))
@@ -156,13 +157,14 @@ def _engines(report: dict[str, Any]) -> list[str]:
 
 
 def _way(report: dict[str, Any], engine: str, group: str, variant: str) -> str:
-    for case in report["cases"]:
-        if (case["engine"], case["group"], case["variant"]) == (engine, group, variant):
+    cases = [case for case in report["cases"] if (case["engine"], case["group"]) == (engine, group)]
+    for case in cases:
+        if case["variant"] == variant:
             if "problem" in case:
                 return str(case["problem"])
-            faster = case.get("faster")
-            took = f"{case['exits']:.0f} · {nanoseconds(case['wall_best'] * 1e9)}"
-            return took if faster in (None, 1.0) else f"{took} · {faster:.1f}×"
+            took = f"{case['exits']:.0f} · {nanoseconds(case['cpu_best'] * 1e9)}"
+            cheaper = less_cpu(case, cases)
+            return took if cheaper is None else f"{took} · {cheaper:.{0 if cheaper >= 100 else 1}f}×"
     return "–"
 
 

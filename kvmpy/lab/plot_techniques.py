@@ -69,8 +69,8 @@ def _positions(bars: Bars, groups: list[str]) -> tuple[list[float], list[str]]:
 
 
 def plot_hosts(hosts: dict[str, dict[str, Any]], path: str) -> None:
-    """Writes a picture of kvmpy.lab.variants' reports of several hosts: how many times less time each way of doing the
-    same work takes than the unmodified guest, on each host and engine. Raises as :func:`plot`."""
+    """Writes a picture of kvmpy.lab.variants' reports of several hosts: how many times less CPU time each way of doing
+    the same work takes than the unmodified guest, on each host and engine. Raises as :func:`plot`."""
     from kvmpy.lab.plot import check
 
     check(path)
@@ -92,20 +92,28 @@ def plot_hosts(hosts: dict[str, dict[str, Any]], path: str) -> None:
         axis.axvline(1.0, color="black", linewidth=0.8)
         axis.set_yticks([index + 0.85 / 2 for index in range(len(ways))], ways)
         axis.invert_yaxis()
-        axis.set_xlabel("times as fast as the unmodified guest on the same host and engine")
+        axis.set_xlabel("times less CPU time than the unmodified guest takes on the same host and engine")
         axis.grid(axis="x", alpha=0.3)
         axis.legend(fontsize="small", loc="lower right")
         figure.savefig(path, metadata={"Date": None} if path.lower().endswith(".svg") else None)
 
 
+def less_cpu(case: dict[str, Any], cases: list[dict[str, Any]]) -> float | None:
+    """How many times less CPU time a case took than the first of its group and engine in ``cases``; None for that
+    itself, and where one of the two went wrong."""
+    first = next(c for c in cases if (c["group"], c["engine"]) == (case["group"], case["engine"]))
+    if case is first or "problem" in case or "problem" in first or not case["cpu_best"]:
+        return None
+    return float(first["cpu_best"] / case["cpu_best"])
+
+
 def _series(hosts: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """ "host, engine" -> "group: variant" -> times as fast, less the 1 where the bar begins."""
+    """Host and engine -> "group: variant" -> times less CPU time, less the 1 where the bar begins."""
     found: dict[str, dict[str, float]] = {}
     for host, report in hosts.items():
         for case in report["cases"]:
-            if "problem" not in case and case.get("faster"):
+            cheaper = less_cpu(case, report["cases"])
+            if cheaper is not None:
                 values = found.setdefault(f"{host}, {case['engine']}", {})
-                values[f"{case['group']}: {case['variant']}"] = case["faster"] - 1.0
-    return {
-        name: {way: value for way, value in values.items() if value != 0.0} for name, values in found.items()
-    }
+                values[f"{case['group']}: {case['variant']}"] = cheaper - 1.0
+    return found

@@ -122,6 +122,7 @@ class Case:
             "wall": wall,
             "wall_best": best,
             "cpu": cpu,
+            "cpu_best": min(result.cpu for result in self.results),
             "per_exit": best / total if total else None,
         }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from suite import Host, cases, skip
 
 from kvmpy.errors import EngineError
-from kvmpy.lab.twins import Guest, compare
+from kvmpy.lab.lockstep import Lockstep
+from kvmpy.lab.twins import Guest, sides
 from kvmpy.machine.engine import open_engine
 
 # All bundled guests that do the same each time, and after how many exits registers and memory are compared too:
@@ -44,6 +47,8 @@ def test_engines_in_step(host: Host, case: str) -> None:
     if case == "crash":
         host.avoid("amd-bochs", because="Bochs ends at a guest's triple fault instead of leaving the guest")
     guest = Guest(case, MORE_MEMORY.get(case, MEMORY))
-    found = compare(guest, every=STEADY[case], timeout=100, max_events=ENOUGH)
-    assert found.difference is None, found.difference.as_dict()
+    both, _ = sides(guest, ("kvm", "translate"), host.enter(ExitStack()))
+    found = Lockstep(both, STEADY[case], timeout=100, max_events=ENOUGH)
+    difference = found.run()
+    assert difference is None, difference.as_dict()
     assert (found.unfinished == "") is (case not in LONGER)
