@@ -9,7 +9,8 @@ import select
 import struct
 import threading
 
-from guests import listen, make, to_halt
+from guests import listen, make, to_exit, to_halt
+from later import Later
 from listing import code
 from suite import Host, skip
 
@@ -79,7 +80,7 @@ class Pager:
         event, _, address, _ = MESSAGE.unpack(message)
         assert event == PAGEFAULT
         self.asked.set()
-        self.hold.wait(20)
+        self.hold.wait(5)
         number = (address - self.base) // PAGE
         page = ffi.new("uint32_t[]", [0x1000 + number] * (PAGE // 4))
         where = int(ffi.cast("uintptr_t", page))
@@ -117,15 +118,47 @@ def test_a_write_finds_the_page_that_was_brought(host: Host) -> None:
     assert pager.served == [0]
 
 
-def test_a_vcpu_that_waits_for_a_page_can_be_stopped(host: Host) -> None:
+def test_a_stop_while_a_page_is_missing_loses_nothing(host: Host) -> None:
     machine = make(host, READS)
     said = listen(machine)
     pager = Pager(host, machine)
     pager.hold.clear()
-    result = machine.run(timeout=0.2)
-    assert result.reason == "timeout"
+    Later(host, 0.3, pager.hold.set)
+    assert machine.run(timeout=0.1).reason == "timeout"
     assert pager.asked.is_set()
     assert said == []
-    pager.hold.set()
     to_halt(machine)
     assert said == [0x1000, 0x1001, 0x1002, 0x1003]
+
+
+FIRST = code(
+    64,
+    """
+      8b 04 25 08 00 04 00   mov eax, [0x40008]
+      e7 e9                  out 0xe9, eax
+    """,
+)
+
+
+def test_a_vcpu_that_waits_for_a_page_can_be_stopped(host: Host) -> None:
+    if kernel(host) < (6, 2):
+        skip(
+            f"Linux {host.facts['kernel']}: a vCPU that waits for a page hears no signal, from 6.2 on it does"
+        )
+    # In ring 3 under kvm_pvm: for ring 0 its emulator reads the memory, and that hears none either.
+    machine = make(host, FIRST, ring=3 if host.module == "kvm_pvm" else 0)
+    said = listen(machine)
+    pager = Pager(host, machine)
+    pager.hold.clear()
+    assert machine.run(timeout=0.1).reason == "timeout"
+    assert pager.asked.is_set()
+    assert pager.served == [], "the run was over before the page came"
+    pager.hold.set()
+    to_exit(machine, "IO")
+    assert said == [0x1000]
+
+
+def kernel(host: Host) -> tuple[int, int]:
+    """The version of the host's Linux: (6, 1)."""
+    major, minor = host.facts["kernel"].split(".")[:2]
+    return int(major), int(minor)
