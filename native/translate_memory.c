@@ -150,9 +150,37 @@ static struct translate_hole around(const struct kvmpy_translate *t, uint64_t gp
 	return (struct translate_hole) { .engine = (struct kvmpy_translate *)t, .gpa = first, .size = end - first };
 }
 
+/*
+ * Unicorn forgets the code of what it unmaps or protects by linear addresses, through the guest's page tables: a fault
+ * there would be the guest's next, and CR2 is its. Without paging, they are the physical ones that are meant.
+ */
+static int unmap(struct kvmpy_translate *t, uint64_t gpa, uint64_t size)
+{
+	uint64_t cr0 = t->env->cr[0];
+	int error;
+
+	t->env->cr[0] &= ~CR0_PG;
+	error = unicorn.unmap(t->unicorn, gpa, size);
+	t->env->cr[0] = cr0;
+	unicorn.flush_tlb(t->cpu);
+	return error;
+}
+
+static int protect(struct kvmpy_translate *t, uint64_t gpa, uint64_t size, uint32_t rights)
+{
+	uint64_t cr0 = t->env->cr[0];
+	int error;
+
+	t->env->cr[0] &= ~CR0_PG;
+	error = unicorn.protect(t->unicorn, gpa, size, rights);
+	t->env->cr[0] = cr0;
+	unicorn.flush_tlb(t->cpu);
+	return error;
+}
+
 static void close_hole(struct kvmpy_translate *t, uint32_t i)
 {
-	unicorn.unmap(t->unicorn, t->holes[i]->gpa, t->holes[i]->size);
+	unmap(t, t->holes[i]->gpa, t->holes[i]->size);
 	free(t->holes[i]);
 	t->holes[i] = t->holes[--t->hole_count];
 }
@@ -175,7 +203,7 @@ int translate_open_hole(struct kvmpy_translate *t, uint64_t gpa)
 		return -ENOMEM;
 	}
 	t->holes[t->hole_count++] = hole;
-	return unicorn.protect(t->unicorn, hole->gpa, hole->size, 0) ? -ENOMEM : 0;
+	return protect(t, hole->gpa, hole->size, 0) ? -ENOMEM : 0;
 }
 
 /* Where devices are: holes there are made before the guest runs, for beginning again can cost an instruction its flags. */
@@ -212,7 +240,7 @@ static bool overlap(uint64_t first, uint64_t size, uint64_t other, uint64_t othe
 
 static int remove_slot(struct kvmpy_translate *t, uint32_t i)
 {
-	int error = unicorn.unmap(t->unicorn, t->slots[i].gpa, t->slots[i].size);
+	int error = unmap(t, t->slots[i].gpa, t->slots[i].size);
 
 	free(t->slots[i].code);
 	t->slots[i] = t->slots[--t->slot_count];
@@ -235,9 +263,9 @@ static int add_slot(struct kvmpy_translate *t, struct translate_slot *slot)
 		return -ENOMEM;
 	/* Only what is protected after it was mapped keeps writes out; mapping it read-only doesn't. */
 	if (slot->readonly)
-		unicorn.protect(t->unicorn, slot->gpa, slot->size, UNICORN_READ | UNICORN_EXECUTE);
+		protect(t, slot->gpa, slot->size, UNICORN_READ | UNICORN_EXECUTE);
 	if (!translate_new_stores(t, slot)) {
-		unicorn.unmap(t->unicorn, slot->gpa, slot->size);
+		unmap(t, slot->gpa, slot->size);
 		return -ENOMEM;
 	}
 	t->slots[t->slot_count++] = *slot;

@@ -76,6 +76,10 @@ class Generator:
         choice = self.source.random
         if choice() < 0.04 and self.bits != 16:  # segment limits aren't checked
             return f"{POINTERS[width]} [{'rbx' if self.bits == 64 else 'ebx'}]"
+        return self.data(width)
+
+    def data(self, width: int) -> str:
+        """Memory that is there and holds what is written to it."""
         return f"{POINTERS[width]} [{DATA + self.source.randrange(DATA_SIZE - 16):#x}]"
 
     def immediate(self, width: int) -> int:
@@ -166,7 +170,8 @@ def _bits(g: Generator) -> str:
 
 def _scan(g: Generator) -> str:
     width = g.width(16, 32, 64)
-    source = g.either(width)  # the result for 0 is undefined
+    # The result for 0 is undefined: no MMIO.
+    source = g.data(width) if g.source.random() < 0.4 else g.plain(width)
     return f"or {source}, {g.source.choice([1, 16, 64])}\n {g.source.choice(['bsf', 'bsr'])} {g.plain(width)}, {source}"
 
 
@@ -185,7 +190,9 @@ def _move(g: Generator) -> str:
         wide = g.width(16, 32, 64)
         return f"cmov{g.source.choice(CONDITIONS)} {g.plain(wide)}, {g.either(wide)}"
     if pick == 4:
-        return f"set{g.source.choice(CONDITIONS)} {g.either(8)}"
+        # What faults or begins anew sees flags that were half worked out.
+        place = g.data(8) if g.source.random() < 0.4 else g.plain(8)
+        return f"set{g.source.choice(CONDITIONS)} {place}"
     return f"bswap {g.plain(g.width(32, 64))}"
 
 

@@ -11,6 +11,7 @@ from kvmpy.x86 import entry, paging
 LOOP = "l: call f\n out 0x10, al\n jmp l\n .org 0x100\n f: mov al, 1\n ret"
 CODE = ORIGIN + 0x101  # the immediate of MOV
 DATA = 0x9000
+READONLY = 2  # KVM_MEM_READONLY
 
 
 @pytest.mark.parametrize("bits", [16, 32, 64])
@@ -130,6 +131,22 @@ def test_a_slot_takes_the_place_of_a_hole_and_gives_it_back() -> None:
         assert guest.enter().data == b"\x55"
         guest.vm.set_user_memory_region(1, SIZE, 0, 0)
         assert guest.enter().reason == MMIO
+
+
+def test_slots_change_while_the_page_tables_are_gone() -> None:
+    """The library looks into them, and has the fault it finds be the guest's."""
+    with Guest("out 0x10, al\n nop\n hlt") as guest:
+        assert guest.enter().reason == IO
+        guest.set_sregs(cr2=0x1234)
+        tables = guest.read(0x10000, SIZE - 0x10000)
+        guest.write(0x10000, bytes(len(tables)))
+        for _ in range(3):
+            guest.vm.set_user_memory_region(1, SIZE, 0, 0)
+            guest.vm.set_user_memory_region(1, SIZE, 0x1000, guest.address + 0x7000)
+            guest.vm.set_user_memory_region(1, SIZE, 0x1000, guest.address + 0x7000, READONLY)
+        guest.write(0x10000, tables)
+        assert guest.enter().reason == HLT
+        assert guest.vcpu.get_sregs().cr2 == 0x1234
 
 
 def test_code_runs_from_wherever_its_slot_is_moved_to() -> None:

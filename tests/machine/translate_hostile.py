@@ -18,10 +18,11 @@ from kvmpy._native import lib
 
 DEADLINE_NS = 3_000_000
 MOST_EXITS = 500
+READONLY = 2  # KVM_MEM_READONLY
 REGISTERS = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
 # What is likelier than other bytes to confuse a translator: system instructions, far transfers, prefixes, VEX.
 SPICES = bytes.fromhex(
-    "0ff10f000f010f220f230f300f32cdcf9deaffcbf3f066678ed9dbc5c4f46c6feceee6fb0f050f070f340f350fa20fc70fae9ac80f380f3a"
+    "0ff10f000f010f220f230f300f32cdcf9deaffcbf3f066678ed9dbc5c4f46c6feceee6fb0f050f070f340f350fa20fc70fae9ac80f380f3a628fababf0b3"
 )
 
 
@@ -36,9 +37,21 @@ def noise(source: random.Random) -> bytes:
     return code[:256]
 
 
+def split(guest: Guest, code_flags: int) -> None:
+    """Memory in three slots, the one with the code writable or not."""
+    first, end = ORIGIN, ORIGIN + 0x1000
+    for slot, gpa, size, flags in (
+        (0, 0, first, 0),
+        (1, first, end - first, code_flags),
+        (2, end, SIZE - end, 0),
+    ):
+        guest.vm.set_user_memory_region(slot, gpa, size, guest.address + gpa, flags)
+
+
 def prepare(guest: Guest, source: random.Random, ring: int) -> None:
     """A new guest in old memory: with handlers for its exceptions or without."""
     guest.memory[:0x60000] = bytes(0x60000)
+    split(guest, READONLY if source.random() < 0.2 else 0)
     if ring or source.random() < 0.6:
         guest.load(entry_state(16) if guest.bits == 16 else state(guest.bits, ring, ports=True))
         for vector in VECTORS if guest.bits == 16 else ():
