@@ -1,12 +1,7 @@
 """Instruction sequences on the kvm and the translate engine end in the same state.
 
-What is compared, and the flags that aren't, is in differential.py, which has a long run, too. Known differences, which
-the generator keeps away from:
-
-- segment limits, types and null selectors aren't checked by translated data accesses (QEMU's TCG doesn't);
-- the guest's own breakpoints in DR0-DR3 don't trigger;
-- SETcc to memory that makes the instruction begin anew (a page fault, or code in the same page) sees wrong flags;
-- an access across the end of an MMIO page into a page that isn't mapped does its first part before it faults.
+What is compared, and the flags that aren't, is in differential.py, which has a long run, too. The generator keeps away from
+the known differences, which docs/binary-translation.md lists.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from kvmpy.x86.entry import EntryState
 
 HANDLERS = 0x30000
 PORT = 0x100
-OSFXSR = 1 << 9  # without it, the library refuses some of BMI
+OSFXSR = 1 << 9  # without it, the library refuses SHLX
 READONLY = 2  # KVM_MEM_READONLY
 WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17)
 VECTORS = [*range(20), 0x20, 0x21, 0x80]
