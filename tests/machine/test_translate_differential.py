@@ -1,7 +1,7 @@
 """Instruction sequences on the kvm and the translate engine end in the same state.
 
-What is compared, and the flags that aren't, is in differential.py, which has a long run, too. The generator keeps away from
-the known differences, which docs/binary-translation.md lists.
+What is compared, and the flags that aren't, is in differential.py, which has a long run, too. The generator keeps away
+from the known differences, which docs/binary-translation.md lists.
 """
 
 from __future__ import annotations
