@@ -19,6 +19,9 @@ from kvmpy._native import lib
 DEADLINE_NS = 3_000_000
 MOST_EXITS = 500
 READONLY = 2  # KVM_MEM_READONLY
+EACH = (
+    40  # so many guests in a row find the same slots, every fourth time with their code in read-only memory
+)
 REGISTERS = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
 # What is likelier than other bytes to confuse a translator: system instructions, far transfers, prefixes, VEX.
 SPICES = bytes.fromhex(
@@ -38,7 +41,7 @@ def noise(source: random.Random) -> bytes:
 
 
 def split(guest: Guest, code_flags: int) -> None:
-    """Memory in three slots, the one with the code writable or not."""
+    """Memory in three slots, the one with the code writable or not. It takes longer than most guests run."""
     first, end = ORIGIN, ORIGIN + 0x1000
     for slot, gpa, size, flags in (
         (0, 0, first, 0),
@@ -51,7 +54,6 @@ def split(guest: Guest, code_flags: int) -> None:
 def prepare(guest: Guest, source: random.Random, ring: int) -> None:
     """A new guest in old memory: with handlers for its exceptions or without."""
     guest.memory[:0x60000] = bytes(0x60000)
-    split(guest, READONLY if source.random() < 0.2 else 0)
     if ring or source.random() < 0.6:
         guest.load(entry_state(16) if guest.bits == 16 else state(guest.bits, ring, ports=True))
         for vector in VECTORS if guest.bits == 16 else ():
@@ -104,6 +106,8 @@ def main(bits: int, ring: int, first: int, count: int) -> None:
     with Guest(b"\xf4", bits) as guest:
         for seed in range(first, first + count):
             print(seed, file=sys.stderr, flush=True)
+            if not seed % EACH or seed == first:
+                split(guest, READONLY if seed // EACH % 4 == 3 else 0)
             source = random.Random(f"{bits} {ring} {seed}")
             prepare(guest, source, ring)
             began = time.monotonic()
