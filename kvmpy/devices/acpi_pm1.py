@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from kvmpy.devices.device import ByteDevice
+from kvmpy.devices.registers import Register, RegisterFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STATUS = 0
-ENABLE = 2
-CONTROL = 4
 SCI_EN = 0x0001
 SLP_TYP_SHIFT = 10
 SLP_EN = 0x2000
 
 
-class AcpiPm1(ByteDevice):
-    """Three 16-bit registers: status (write one to clear), enable and control; wider is split into bytes.
+class AcpiPm1(RegisterFile):
+    """Three 16-bit registers: status (write one to clear), enable and control.
 
     ``on_sleep(type)`` is called with the sleep type 0..7 when the guest sets SLP_EN; QEMU's PCs power off for
     type 0 and suspend for 1. So ``outw(base + 4, 0x2000)``, at 0x604 in small kernels written for QEMU, ends
@@ -25,32 +22,19 @@ class AcpiPm1(ByteDevice):
     """
 
     name = "pm1"
-    LENGTH = 6
-    FIELDS = {"status": 0xFFFF, "enable": 0xFFFF, "control": 0xFFFF}
+    status = Register(0, 2, clear_on_write=0xFFFF)
+    enable = Register(2, 2)
+    control = Register(
+        4, 2, reset=SCI_EN, writable=0xFFFF & ~SCI_EN, fields={"sci": 0, "type": (10, 12), "sleep": 13},
+        on_write=lambda self, control: self._controlled(control),
+    )  # fmt: skip
 
     def __init__(self, on_sleep: Callable[[int], None] | None = None) -> None:
         self._on_sleep = on_sleep
-        self.reset()
+        super().__init__()
 
-    def reset(self) -> None:
-        """Nothing pending, nothing enabled."""
-        self.status = self.enable = 0
-        self.control = SCI_EN
-
-    def read_byte(self, offset: int) -> int:
-        """Half of a register."""
-        value = (self.status, self.enable, self.control)[offset >> 1]
-        return (value >> (8 * (offset & 1))) & 0xFF
-
-    def write_byte(self, offset: int, value: int) -> None:
-        """Half of a register; SLP_EN is in the upper half of control and reads as 0."""
-        shift = 8 * (offset & 1)
-        if offset < ENABLE:
-            self.status &= ~(value << shift)
-        elif offset < CONTROL:
-            self.enable = (self.enable & ~(0xFF << shift)) | (value << shift)
-        else:
-            control = (self.control & ~(0xFF << shift)) | (value << shift)
-            self.control = control & ~SLP_EN | SCI_EN
-            if control & SLP_EN and self._on_sleep is not None:
-                self._on_sleep((control >> SLP_TYP_SHIFT) & 7)
+    def _controlled(self, control: int) -> None:
+        """SLP_EN reads as 0 again."""
+        self.control = control & ~SLP_EN
+        if control & SLP_EN and self._on_sleep is not None:
+            self._on_sleep((control >> SLP_TYP_SHIFT) & 7)

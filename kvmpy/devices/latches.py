@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from kvmpy.devices.device import ByteDevice
+from kvmpy.devices.registers import RegisterFile
 
 
-class Latches(ByteDevice):
+class Latches(RegisterFile):
     """``length`` byte registers with no effect: reads give what was last written, ``fill`` before that.
 
     A PC's DMA page registers (0x81..0x8f) and its two 8237 DMA controllers (0x00..0x0f, 0xc0..0xdf) are such
-    to a guest without a floppy. Wider accesses are split into bytes.
+    to a guest without a floppy. C serves them all.
     """
 
     name = "latches"
@@ -18,17 +18,21 @@ class Latches(ByteDevice):
     def __init__(self, name: str, length: int, fill: int = 0) -> None:
         self.name = name
         self.LENGTH = length
+        self.MASKS = dict.fromkeys(self.MASKS, bytes(length)) | dict.fromkeys(
+            ("readable", "writable"), b"\xff" * length
+        )
         self._fill = fill & 0xFF
-        self.values = bytearray((self._fill,)) * length
+        super().__init__()
 
-    def read_byte(self, offset: int) -> int:
-        """What was last written."""
-        return self.values[offset]
+    @property
+    def values(self) -> bytearray:
+        """What was last written to each."""
+        return bytearray(self.memory[: self.LENGTH])
 
-    def write_byte(self, offset: int, value: int) -> None:
-        """Keep it."""
-        self.values[offset] = value
+    @values.setter
+    def values(self, values: bytes) -> None:
+        self.memory[: self.LENGTH] = values
 
     def reset(self) -> None:
         """Every register back to ``fill``."""
-        self.values[:] = bytearray((self._fill,)) * len(self.values)
+        self.values = bytes((self._fill,)) * self.LENGTH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvmpy.devices.device import ByteDevice
+from kvmpy.devices.registers import Register, RegisterFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ RESET = 0x01
 A20 = 0x02
 
 
-class Port92(ByteDevice):
+class Port92(RegisterFile):
     """One byte: bit 1 is the A20 gate, a rising bit 0 resets the machine, the others only latch.
 
     ``on_a20(enabled)`` is called when the gate changes, ``on_reset()`` when bit 0 rises (QEMU's reading of
@@ -20,22 +20,19 @@ class Port92(ByteDevice):
     """
 
     name = "port92"
-    FIELDS = {"value": 0xFF}
+    value = Register(0, 1, fields={"reset": 0, "a20": 1}, on_write=lambda self, value: self._written(value))
 
     def __init__(
         self, on_reset: Callable[[], None] | None = None, on_a20: Callable[[bool], None] | None = None
     ) -> None:
-        self.value = 0
         self._on_reset = on_reset
         self._on_a20 = on_a20
+        self._before = 0
+        super().__init__()
 
-    def read_byte(self, offset: int) -> int:
-        """The last value."""
-        return self.value
-
-    def write_byte(self, offset: int, value: int) -> None:
-        """Move the gate, then reset, where the bits say so."""
-        before, self.value = self.value, value
+    def _written(self, value: int) -> None:
+        """Moves the gate, then resets, where the bits say so."""
+        before, self._before = self._before, value
         if (before ^ value) & A20 and self._on_a20 is not None:
             self._on_a20(bool(value & A20))
         if value & ~before & RESET and self._on_reset is not None:
@@ -43,4 +40,8 @@ class Port92(ByteDevice):
 
     def reset(self) -> None:
         """Gate and latch to 0; the machine brings the A20 line itself back to its own reset value."""
-        self.value = 0
+        super().reset()
+        self._before = 0
+
+    def _restored(self) -> None:
+        self._before = self.value

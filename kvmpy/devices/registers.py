@@ -133,13 +133,13 @@ class RegisterFile(Device):
     """A device declared by its :class:`Register` attributes.
 
     ``LENGTH`` is where the last register ends unless the class says more. Bytes that belong to no register read as 0
-    and ignore writes.
+    and ignore writes; those beyond ``LENGTH`` are nobody's and read as ones.
 
-    ``memory`` holds the registers' bytes, and C works on the same bytes.
+    ``memory`` holds the registers' bytes, and C works on the same bytes. The registers are among ``FIELDS``, by name.
     """
 
     REGISTERS: ClassVar[tuple[Register, ...]] = ()
-    MASKS: ClassVar[dict[str, bytes]] = {}
+    MASKS: dict[str, bytes] = {}
     """One byte per byte of address space each: see kvmpy.machine.rules.Registers."""
 
     def __init_subclass__(cls, **options: object) -> None:
@@ -155,6 +155,7 @@ class RegisterFile(Device):
         end = max((register.offset + register.width for register in registers), default=1)
         cls.LENGTH = max(end, cls.__dict__.get("LENGTH", 0))
         cls.MASKS = cls._make_masks()
+        cls.FIELDS = {register.name: register.limit for register in registers} | dict(cls.FIELDS)
 
     @classmethod
     def _make_masks(cls) -> dict[str, bytes]:
@@ -178,23 +179,28 @@ class RegisterFile(Device):
     def _touched(self, offset: int, size: int) -> list[Register]:
         return [r for r in self.REGISTERS if r.offset < offset + size and offset < r.offset + r.width]
 
+    def _inside(self, offset: int, size: int) -> range:
+        return range(max(offset, 0), min(offset + size, self.LENGTH))
+
     def read(self, offset: int, size: int) -> int:
         """What C would have answered, and the side effects it can't have. ``on_read`` is asked once a register."""
-        data = bytearray(size)
+        data, masks = bytearray(b"\xff") * size, self.MASKS
+        for at in self._inside(offset, size):
+            data[at - offset] = self.memory[at] & masks["readable"][at]
         for register in self._touched(offset, size):
-            value = register.on_read(self) if register.on_read else register.__get__(self, type(self))
-            value &= register.readable
-            for at in range(
-                max(offset, register.offset), min(offset + size, register.offset + register.width)
-            ):
-                data[at - offset] = value >> (8 * (at - register.offset)) & 0xFF
-                self.memory[at] &= ~self.MASKS["clear_read"][at] & 0xFF
+            if register.on_read:
+                value = register.on_read(self) & register.readable
+                for at in self._inside(offset, size):
+                    if register.offset <= at < register.offset + register.width:
+                        data[at - offset] = value >> (8 * (at - register.offset)) & 0xFF
+        for at in self._inside(offset, size):
+            self.memory[at] &= ~masks["clear_read"][at] & 0xFF
         return int.from_bytes(data, "little")
 
     def write(self, offset: int, value: int, size: int) -> None:
         """What C would have done, then ``on_write`` of each register the write touched."""
         masks = self.MASKS
-        for at in range(offset, min(offset + size, self.LENGTH)):
+        for at in self._inside(offset, size):
             byte = value >> (8 * (at - offset)) & 0xFF
             changed = masks["writable"][at]
             self.memory[at] = (self.memory[at] & ~changed | byte & changed) & ~(
@@ -211,19 +217,3 @@ class RegisterFile(Device):
                 fields = " ".join(f"{name}={bits:#x}" for name, bits in register.split(value).items())
                 return f"{register.name}={value:#x}" + (f" ({fields})" if fields else "")
         return f"+{offset:#x}={value:#x}"
-
-    def state(self) -> dict[str, object]:
-        """The registers by name, and what the class has in FIELDS."""
-        values: dict[str, object] = {r.name: r.__get__(self, type(self)) for r in self.REGISTERS}
-        return {**values, **super().state()}
-
-    def restore(self, state: Mapping[str, object]) -> None:
-        """Continue from what :meth:`state` gave; DeviceError for a missing, unknown or impossible value."""
-        mine = {register.name: register for register in self.REGISTERS}
-        for name, register in mine.items():
-            if name not in state:
-                raise DeviceError(f"{self.name}: restore: field {name!r} is missing")
-            self._check_field(name, register.limit, state[name])
-        super().restore({name: value for name, value in state.items() if name not in mine})
-        for name, register in mine.items():
-            register.__set__(self, state[name])  # type: ignore[arg-type]
