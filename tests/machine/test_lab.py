@@ -132,6 +132,11 @@ def test_nothing_is_left_out_silently(engine: str) -> None:
     assert not measured & missing
     assert all(entry["reason"] and "\n" not in entry["reason"] for entry in found["unavailable"])
     assert {"clock", "cpuid", "outl_to_user", "outl_to_python", "vm_create", "kick", "get_regs"} <= measured
+    assert {
+        "mov_to_cr8",
+        "self_ipi_sti_nop",
+        "self_ipi_tpr_sti_hlt",
+    } <= measured  # wherever the local APIC is
     assert not found["warnings"] or os.sched_getaffinity(0)
     for result in found["results"]:
         assert result["samples"] + result["interrupted"] > 0
@@ -145,6 +150,15 @@ def test_the_floor_is_beside_what_it_is_the_floor_of() -> None:
     assert found["floor"]["samples"] > 0 and 0.5 < found["floor"]["ratio"]["value"] < 2
     assert all("ratio" in round_ for round_ in found["rounds"] if round_["samples"] and "floor_p50" in round_)
     assert any(value for value in found["kernel"]["stats"].values())
+
+
+@pytest.mark.parametrize("name", ["kvm_run_immediate_exit", "get_regs", "set_regs", "outl_to_user"])
+def test_a_floor_has_a_chunk_however_little_time_there_is(name: str) -> None:
+    if "kvm" not in engines():
+        pytest.skip("the kvm engine doesn't work on this host")
+    with choose([name])[0].open_floor(bench("kvm")) as trial:
+        found = trial.round(0.0)
+    assert found.total.total + found.interrupted.total >= 32
 
 
 def test_without_a_floor(engine: str) -> None:
