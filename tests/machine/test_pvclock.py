@@ -159,6 +159,42 @@ def test_kvms_clock_is_the_hosts_within_a_microsecond_and_drift(machines: Machin
     assert sorted(straight)[len(straight) * 9 // 10] < 1000, straight
 
 
+class SetBack:
+    """Asks a guest for the time, sets its clock ahead, and then back by a second each time, as a host may that has no
+    steady counter; ``flags`` are what it says of its clock. ``times`` is what the guest has read."""
+
+    def __init__(self, machine: Machine, image: bytes, flags: int) -> None:
+        self.machine, self.flags = machine, flags
+        self.times: list[int] = []
+        self.clock = Clocks(machine).clocks[0]
+        machine.ports.attach(0x80, 1, self, "clock")
+        machine.load(image, mode="long", format="flat", load_address=0x100000)
+        machine.run(timeout=LONG_ENOUGH)
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        self.times.append(struct.unpack("<Q", self.machine.memory.read(0x80010, 8))[0])
+        gpa = self.clock.system_time & ~1
+        version, pad, tsc, ns, *speed, _ = ENTRY.unpack(self.machine.memory.read(gpa, ENTRY.size))
+        ns += 100_000_000_000 if len(self.times) == 1 else -1_000_000_000
+        moment = (version + 2, pad, tsc, ns, *speed, self.flags)
+        self.machine.memory.write(gpa, ENTRY.pack(*moment))
+        if len(self.times) == 5:
+            self.machine.stop()
+
+
+@pytest.mark.parametrize(("flags", "steady"), [(0, True), (1, False)])
+def test_a_clock_that_is_set_back_stands_still_unless_it_says_that_it_never_is(
+    machines: Machines, image: bytes, flags: int, steady: bool
+) -> None:
+    machine = machines(memory="4M")
+    try:
+        times = SetBack(machine, image, flags).times
+    except KvmpyError as error:
+        pytest.skip(f"engine {machine.engine.name}: {error}")
+    assert len(times) == 5
+    assert (times == sorted(times)) is steady, times
+
+
 @pytest.mark.parametrize("readings", [1_000_000])
 def test_a_million_readings_never_go_back(machines: Machines, readings: int) -> None:
     machine, output = machines(memory="4M"), bytearray()
