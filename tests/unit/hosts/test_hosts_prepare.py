@@ -166,6 +166,14 @@ class TestPython:
         with pytest.raises(SystemExit, match="no-such-package isn't installed"):
             stage_python.distributions(tmp_path)
 
+    def test_the_translate_engine_comes_along_where_it_is_installed(self, tmp_path: Path) -> None:
+        for package, there in (("pytest", True), ("no-such-package", False)):
+            (tmp_path / "pyproject.toml").write_text(
+                f'[project]\ndependencies = []\noptional-dependencies.translate = ["{package}>=1"]\n'
+            )
+            names = {dist.metadata["Name"] for dist in stage_python.distributions(tmp_path)}
+            assert (package in names) is there
+
     def test_libraries_come_along(self, tmp_path: Path) -> None:
         program = Path(sys.executable).resolve()
         stage_python.copy(program, tmp_path)
