@@ -26,6 +26,7 @@ from kvmpy.x86.entry import EntryState
 
 HANDLERS = 0x30000
 PORT = 0x100
+ADDRESS = 0x000F_FFFF_FFFF_F000  # in an entry of a page table
 OSFXSR = 1 << 9  # without it, the library refuses SHLX
 READONLY = 2  # KVM_MEM_READONLY
 WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17)
@@ -434,6 +435,19 @@ def test_rotates_that_fault_leave_the_flags(instruction: str, address: int) -> N
         assert vector_of(guest) == (13 if address >> 63 else 14)
         rflags = frame(guest)[3]  # behind the error code
         assert rflags & 0x8D5 == 0x890  # OF, SF, AF; neither CF nor ZF nor PF
+
+
+@pytest.mark.parametrize("bit", [13, 45, 51])
+def test_a_reserved_bit_is_in_the_error_code(bit: int) -> None:
+    """In the entry of a page of 2 MiB: P and RSVD. SDM vol. 3, 4.7."""
+    with guest_with_handlers(f"mov al, [{2 << 20}]\n hlt", 64) as guest:
+        table = guest.vcpu.get_sregs().cr3
+        for _ in range(2):
+            table = int.from_bytes(guest.read(table, 8), "little") & ADDRESS
+        large = int.from_bytes(guest.read(table + 8, 8), "little") | 1 << bit
+        guest.write(table + 8, struct.pack("<Q", large))
+        assert vector_of(guest) == 14
+        assert frame(guest)[0] == 0b1001
 
 
 def test_faults_push_rf() -> None:
