@@ -91,6 +91,18 @@ prepare() {
     exec 9>&-
 }
 
+is_free_threaded() {
+    "$python" -c 'import sys, sysconfig; sys.exit(not sysconfig.get_config_var("Py_GIL_DISABLED"))'
+}
+
+# Unicorn's wheel is a library and Python code, for any Python; its name says stable ABI, which free-threaded ones lack.
+install_unicorn() {
+    wheel=$(sed -n 's/^translate = \["\(.*\)"\]$/\1/p' "$root/pyproject.toml")
+    "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --only-binary :all: \
+        --abi abi3 --platform manylinux2014_x86_64 \
+        --target "$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" "$wheel" 9>&- >&2
+}
+
 install() {
     "$bin/python" -c 'import pip' 2>/dev/null ||
         "$python" -m venv --clear "$root/.venv" || fail "the virtual environment .venv can't be made: see above"
@@ -98,8 +110,14 @@ install() {
     includes "$purpose" "$1" || purpose=$1
     rm -f "$root/.venv/built"
     echo "building kvmpy, once ..." >&2
+    wanted=$(extras "$purpose")
+    if is_free_threaded; then
+        install_unicorn || fail "Unicorn, the translate engine's library, can't be installed: see above"
+        wanted=${wanted#translate}
+        wanted=${wanted#,}
+    fi
     (cd "$root" && "$bin/python" -m pip install --quiet --disable-pip-version-check \
-        --editable ".[$(extras "$purpose")]" 9>&-) >&2 || fail "kvmpy can't be built: see above"
+        --editable ".${wanted:+[$wanted]}" 9>&-) >&2 || fail "kvmpy can't be built: see above"
     echo "$purpose" >"$root/.venv/purpose"
     echo "$now" >"$root/.venv/built"
 }
