@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     FieldBits = int | tuple[int, int]
 
+WIDTHS = (1, 2, 4, 8)
 READS, WRITES = 1, 2
 """Bits of ``to_python``: reads, or writes, of the byte have a side effect."""
 
@@ -67,7 +68,7 @@ class Register:
         self.width = width
         self.reset = reset
         self.access = access
-        self.limit = (1 << (8 * width)) - 1
+        self.limit = (1 << (8 * width)) - 1 if width in WIDTHS else 0
         self.clear_on_write = clear_on_write
         self.clear_on_read = clear_on_read
         allowed = 0 if access == "ro" else self.limit if writable is None else writable
@@ -79,12 +80,12 @@ class Register:
 
     def __set_name__(self, owner: type[RegisterFile], name: str) -> None:
         self.name = name
-        self._check(owner.__name__)
 
-    def _check(self, device: str) -> None:
+    def check(self, device: str) -> None:
+        """DeviceError for a declaration that contradicts itself."""
         where = f"{device}.{self.name}"
-        if self.width not in (1, 2, 4, 8):
-            raise DeviceError(f"{where}: a width of {self.width} bytes: it is 1, 2, 4 or 8")
+        if self.width not in WIDTHS:
+            raise DeviceError(f"{where}: a width of {self.width!r} bytes: it is 1, 2, 4 or 8")
         if self.offset < 0:
             raise DeviceError(f"{where}: offset {self.offset:#x} is negative")
         if self.access not in ("rw", "ro", "wo"):
@@ -146,6 +147,8 @@ class RegisterFile(Device):
         super().__init_subclass__(**options)
         found = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
         registers = [value for value in found.values() if isinstance(value, Register)]
+        for register in registers:
+            register.check(cls.__name__)
         registers.sort(key=lambda register: register.offset)
         for at, after in enumerate(registers[1:]):
             before = registers[at]

@@ -99,6 +99,10 @@ class Range:
 
     @rule.setter
     def rule(self, rule: Rule) -> None:
+        if not isinstance(rule, Rule):
+            raise BusError(
+                f"{self}: {rule!r} isn't a rule: take Drop(), Latch(), Fifo(), Native() or another Rule"
+            )
         rule.check(self.first, self.last)
         with self.space.bus.lock:
             self.space.bus.check_attached(self)

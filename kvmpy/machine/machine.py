@@ -435,6 +435,8 @@ class Machine(Owned):
 
         Raises UsageError if the vCPU isn't stopped at one.
         """
+        if not 0 <= cpu < len(self.cpus):
+            raise UsageError(f"there is no vCPU {cpu}: the machine has {len(self.cpus)}, from 0 on")
         if not loop.skip(self, self.cpus[cpu]):
             raise UsageError(f"vCPU {cpu} isn't stopped at an exit that a handler failed at")
 
@@ -492,8 +494,8 @@ class Machine(Owned):
         ``everything`` logs every exit, otherwise only those of ranges whose place is "ring". ``sink(cpu)`` is called
         when a lossless ring is full and must drain it; without one the run ends with "ring-full".
         """
-        if self._running:
-            raise UsageError("rings are set up before the machine runs")
+        if self._closed or self._running:
+            raise UsageError("rings are set up before the machine runs, and not after it is closed")
         rings = [Ring(capacity, mode) for _ in self.cpus]
         for cpu, ring in zip(self.cpus, rings, strict=True):
             lib.kvmpy_vcpu_log(cpu.native, ring.native, everything)

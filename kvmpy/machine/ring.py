@@ -48,8 +48,8 @@ class Ring:
     """
 
     def __init__(self, capacity: int, mode: str = "counted") -> None:
-        if not 1 <= capacity <= LIMIT:
-            raise UsageError(f"a ring of {capacity} records: 1 to {LIMIT} are possible")
+        if not isinstance(capacity, int) or not 1 <= capacity <= LIMIT:
+            raise UsageError(f"a ring of {capacity!r} records: 1 to {LIMIT} are possible")
         if mode not in MODES:
             raise UsageError(f"ring mode {mode!r}: one of {', '.join(MODES)}")
         self.mode = mode

@@ -147,7 +147,9 @@ class Latch(Registers):
     kind = "latch"
 
     def __init__(self, length: int, fill: int = 0) -> None:
-        super().__init__(length, writable=b"\xff" * length)
+        if not 0 <= fill <= 0xFF:
+            raise BusError(f"latch: fill {fill:#x} isn't a byte, 0 to 0xff")
+        super().__init__(length, writable=b"\xff" * max(min(length, self.LIMIT), 0))
         self.memory[:] = bytes([fill]) * length
 
 
@@ -209,14 +211,20 @@ class Native(Rule):
         self._keep = (function, context)
         self.native.handler = self._resolve(function)
         if context is not None:
-            self.native.context = ffi.cast("void *", context)
+            try:
+                self.native.context = ffi.cast("void *", context)
+            except TypeError:
+                raise BusError(
+                    f"native handler: context {context!r}: it is an address or a cffi pointer"
+                ) from None
 
     def _resolve(self, function: Any) -> Any:
         if isinstance(function, str):
             return self._from_library(function)
         if not isinstance(function, (int, ffi.CData)):
             function = getattr(function, "address", None)
-        if isinstance(function, bool) or not function:
+        wrong = isinstance(function, bool) or not function
+        if wrong or (isinstance(function, int) and not 0 < function <= ALL_ONES):
             raise BusError(
                 "native handler: give 'library.so:symbol', a cffi function pointer, a Numba cfunc or an address"
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
 from kvmpy.devices.debugcon import DebugConsole
@@ -12,6 +15,8 @@ from kvmpy.devices.pci_absent import PciAbsent
 from kvmpy.devices.port61 import REFRESH_NS, Port61
 from kvmpy.devices.port92 import Port92
 from kvmpy.devices.post import PostPort
+from kvmpy.devices.registers import Register, RegisterFile
+from kvmpy.errors import DeviceError
 
 
 @pytest.mark.parametrize(
@@ -148,3 +153,19 @@ def test_reset_control_register() -> None:
     assert pci.read(1, 1) == 0x02
     pci.write(1, 0x06, 1)
     assert resets == [1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"width": 3}, "Timer.control: a width of 3 bytes: it is 1, 2, 4 or 8"),
+        ({"width": "x"}, "Timer.control: a width of 'x' bytes"),
+        ({"offset": -1}, "Timer.control: offset -0x1 is negative"),
+        ({"access": "x"}, "Timer.control: access 'x': it is rw, ro or wo"),
+        ({"reset": 1 << 40}, "Timer.control: reset 0x10000000000 doesn't fit in 1 bytes"),
+        ({"fields": {"a": 9}}, "Timer.control: field a has bits 9 to 9 of 8"),
+    ],
+)
+def test_a_declaration_that_contradicts_itself(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(DeviceError, match=re.escape(words)):
+        type("Timer", (RegisterFile,), {"control": Register(**{"offset": 0, "width": 1, **wrong})})

@@ -19,7 +19,7 @@ from kvmpy.errors import BusError, DeviceError, UsageError
 from kvmpy.machine import loop
 from kvmpy.machine.engine_stub import StubEngine, StubExit, memory_read, memory_write, port_read, port_write
 from kvmpy.machine.machine import Machine
-from kvmpy.machine.rules import Drop, Native, Registers
+from kvmpy.machine.rules import Drop, Latch, Native, Registers
 
 ROOT = Path(__file__).resolve().parents[3]
 HLT = 5
@@ -665,3 +665,42 @@ def test_a_device_behind_a_rule_keeps_it_after_failing() -> None:
         # The access at which it failed is still the device's.
         assert device.calls == [("write", 0, ord("x"), 1)] * 2
         assert range_.count == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Native(-5), "native handler: give 'library.so:symbol', a cffi function pointer"),
+        (lambda: Native(1 << 70), "native handler: give 'library.so:symbol', a cffi function pointer"),
+        (lambda: Native(4096, "x"), "native handler: context 'x': it is an address or a cffi pointer"),
+        (lambda: Latch(1 << 40), "latch of 1099511627776 bytes: 1 to 16777216 are possible"),
+        (lambda: Latch(-1), "latch of -1 bytes"),
+        (lambda: Latch(1, 300), "latch: fill 0x12c isn't a byte"),
+    ],
+)
+def test_rules_that_cant_be(make: Callable[[], object], words: str) -> None:
+    with says(words, BusError):
+        make()
+
+
+def test_what_is_no_rule_leaves_the_old_one() -> None:
+    with machine(port_write(0x80, b"x")) as made:
+        range_ = made.ports.drop(0x80)
+        rule = range_.rule
+        for wrong in ("drop", None):
+            with says(f"0x80-0x80 (drop): {wrong!r} isn't a rule: take Drop()"):
+                range_.rule = wrong  # type: ignore[assignment]
+        assert range_.rule is rule
+        assert made.run().reason == "halt"
+
+
+def test_what_a_machine_hasnt_is_an_error_of_its_own() -> None:
+    made = machine()
+    with says("there is no vCPU 7: the machine has 1, from 0 on", UsageError):
+        made.skip(7)
+    for records in ("x", 1.5, None):
+        with says(f"a ring of {records!r} records: 1 to", UsageError):
+            made.log(records)  # type: ignore[arg-type]
+    made.close()
+    with says("rings are set up before the machine runs, and not after it is closed", UsageError):
+        made.log(16)
