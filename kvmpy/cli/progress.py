@@ -20,9 +20,9 @@ class Bar:
         """Moves the bar to ``share``, 0 to 1, or None where nobody knows how much there is; ``what`` is going on."""
         if self._bar is None:
             return
-        self._bar.update(
-            self._task, total=None if share is None else 1.0, completed=share or 0.0, description=what
-        )
+        words = what if share is None else f"{share:4.0%} {what}"
+        total = None if share is None else 1.0
+        self._bar.update(self._task, total=total, completed=share or 0.0, description=words)
         self._bar.refresh()
 
     def __enter__(self) -> Self:
