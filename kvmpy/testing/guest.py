@@ -8,7 +8,7 @@ from kvmpy.errors import UsageError
 from kvmpy.testing.machine import USUAL_PLACE
 from kvmpy.testing.problems import AssemblyError
 from kvmpy.testing.serial import SerialLine
-from kvmpy.testing.settings import check_mode
+from kvmpy.testing.settings import check_address, check_code, check_mode
 from kvmpy.testing.where import Caller, caller
 
 TYPE_CHECKING = False
@@ -199,6 +199,7 @@ class Guest:
         from kvmpy.testing.build import Program
 
         mode, at = self._place(mode, at)
+        check_code(code, at)
         program = Program(bytes(code), at, at if entry is None else entry)
         self._load(program, mode, caller(), state)
         return program
@@ -223,7 +224,9 @@ class Guest:
     def _place(self, mode: str | None, at: int | None) -> tuple[str, int]:
         mode = mode or self.settings.mode or "long"
         check_mode(mode)
-        return mode, USUAL_PLACE[mode] if at is None else at
+        at = USUAL_PLACE[mode] if at is None else at
+        check_address(at)
+        return mode, at
 
     def _compiled(
         self,
@@ -236,6 +239,8 @@ class Guest:
     ) -> Program:
         __tracebackhide__ = True
         mode, at = self._place(mode, at)
+        if not isinstance(source, str):
+            raise UsageError(f"source is {type(source).__name__}: it must be text; guest.code() takes bytes")
         place = caller()
         try:
             program = self._context.builder.build(language, source, mode, at)

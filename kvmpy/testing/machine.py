@@ -12,7 +12,7 @@ from kvmpy.errors import UsageError
 from kvmpy.machine.engine import open_engine
 from kvmpy.machine.machine import MAX_CPUS, Machine
 from kvmpy.testing.problems import CannotRun, GuestAssertion, GuestHang
-from kvmpy.testing.settings import MEMORY, check_mode, find_irqchip, no_irqchip, too_many
+from kvmpy.testing.settings import MEMORY, check_code, check_mode, find_irqchip, no_irqchip, too_many
 from kvmpy.testing.trace import ExitList, Recorder
 
 TYPE_CHECKING = False
@@ -78,12 +78,15 @@ class MachineUnderTest(Machine):
         """Loads machine code, by default at the mode's usual place, and puts every vCPU at its beginning: those too
         that without interrupt controllers, or without INIT and SIPI, would never run.
 
-        Raises UsageError for an unknown mode, ImageError for code that memory has no room for.
+        Raises UsageError for an unknown mode or what is no code or address, ImageError for code that doesn't fit into
+        memory.
         """
         from kvmpy.testing.build import Program
 
         check_mode(mode)
-        program = Program(bytes(code), *2 * (USUAL_PLACE[mode] if at is None else at,))
+        at = USUAL_PLACE[mode] if at is None else at
+        check_code(code, at)
+        program = Program(bytes(code), at, at)
         entry = self.load(program.data, mode=mode, format="flat", load_address=program.at).entry
         self.programs.append(program)
         self.load_options = {"mode": mode}

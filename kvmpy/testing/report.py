@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvmpy.errors import KvmpyError
 from kvmpy.testing import diff
 from kvmpy.testing.exits import from_record
 from kvmpy.testing.golden_trace import Golden
@@ -105,7 +104,7 @@ def sections(context: Context, machine: MachineUnderTest) -> list[tuple[str, str
     ):
         try:
             text = part(machine)
-        except (KvmpyError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
             text = f"(not known: {type(error).__name__}: {error})"
         if text:
             found.append((f"{name}: {title}", text))

@@ -125,6 +125,19 @@ def check_mode(mode: str) -> None:
         raise UsageError(f"mode {mode!r}: one of {', '.join(MODES)}")
 
 
+def check_code(code: object, at: object) -> None:
+    """UsageError for machine code that is no bytes, or an address that is none."""
+    if not isinstance(code, (bytes, bytearray, memoryview)):
+        raise UsageError(f"code is {type(code).__name__}: it must be bytes; guest.asm() takes text")
+    check_address(at)
+
+
+def check_address(at: object) -> None:
+    """UsageError for what can't be a guest physical address."""
+    if not isinstance(at, int) or not 0 <= at < 1 << 52:
+        raise UsageError(f"at={at!r}: a guest physical address, from 0 on and below 1 << 52")
+
+
 def too_many(cpus: int, engine: Any) -> str:
     """Why a machine can't have that many vCPUs."""
     return f"needs {cpus} vCPUs: the {engine.name} engine has {engine.max_vcpus}"

@@ -93,6 +93,22 @@ IN_THE_TEST = {
         "guest.code(bytes(17 << 20), ring=3)",
         ["E *ImageError: *"],
     ),
+    "code that is text": (
+        'guest.code("hlt")',
+        ["E *UsageError: code is str: it must be bytes; guest.asm() takes text"],
+    ),
+    "assembly that is bytes": (
+        'guest.asm(b"hlt")',
+        ["E *UsageError: source is bytes: it must be text; guest.code() takes bytes"],
+    ),
+    "code at no address": (
+        'guest.code(b"\\xf4", at="0x1000")',
+        ["E *UsageError: at='0x1000': a guest physical address, from 0 on and below 1 << 52"],
+    ),
+    "assembly at a negative address": (
+        'guest.asm("hlt", at=-1)',
+        ["E *UsageError: at=-1: a guest physical address, from 0 on and below 1 << 52"],
+    ),
     "an unknown mode": (
         'guest.asm("hlt", mode="virtual")',
         ["E *UsageError: mode 'virtual': one of real, protected, long"],
