@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* A vCPU's ring of dirty pages, emptied into bitmaps that all vCPUs of a machine share. */
+/*
+ * A vCPU's ring of dirty pages, emptied into bitmaps that all vCPUs of a machine share. What rescues write is noted there,
+ * too.
+ */
 #ifndef KVMPY_DIRTY_H
 #define KVMPY_DIRTY_H
 
@@ -13,7 +16,7 @@ struct kvmpy_dirty_slot {
 };
 
 struct kvmpy_dirty {
-	struct kvm_dirty_gfn *ring;
+	struct kvm_dirty_gfn *ring;	/* NULL: the kernel keeps bitmaps of its own */
 	uint32_t entries;
 	uint32_t next;
 	int vm_fd;
@@ -22,6 +25,7 @@ struct kvmpy_dirty {
 	uint64_t collected;		/* entries ever taken from the ring */
 };
 
+void kvmpy_dirty_note(struct kvmpy_dirty *dirty, uint32_t number, uint64_t page);
 int kvmpy_dirty_collect(struct kvmpy_dirty *dirty);
 
 #endif

@@ -5,7 +5,7 @@
 
 #include "vcpu.h"
 
-int kvmpy_kvm_enter(struct kvmpy_vcpu *vcpu)
+static int enter(struct kvmpy_vcpu *vcpu)
 {
 	return likely(!ioctl(vcpu->fd, KVM_RUN, 0)) ? 0 : -errno;
 }
@@ -26,13 +26,16 @@ static int enter_stepping(struct kvmpy_vcpu *vcpu)
 	run->kvm_dirty_regs &= ~(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS);
 	if (dirty && ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, vcpu->engine))
 		return -errno;
-	return kvmpy_kvm_enter(vcpu);
+	return enter(vcpu);
+}
+
+int kvmpy_kvm_enter(struct kvmpy_vcpu *vcpu)
+{
+	return likely(!vcpu->engine) ? enter(vcpu) : enter_stepping(vcpu);
 }
 
 /* Single steps as in *debug, which must stay and have nothing to inject; NULL: no single steps. */
 void kvmpy_kvm_step(struct kvmpy_vcpu *vcpu, struct kvm_guest_debug *debug)
 {
 	vcpu->engine = debug;
-	if (vcpu->enter == kvmpy_kvm_enter || vcpu->enter == enter_stepping)
-		vcpu->enter = debug ? enter_stepping : kvmpy_kvm_enter;
 }

@@ -446,6 +446,8 @@ static int entry_failed(struct kvmpy_vcpu *vcpu, int error)
 		vcpu->eintr++;
 		vcpu->why = kvmpy_take_kick(vcpu);
 		return vcpu->why ? KVMPY_KICKED : KVMPY_SIGNAL;
+	case KVMPY_WANTS_PYTHON:
+		return KVMPY_RESCUE;
 	case -EFAULT:
 		/* KVM API document, KVM_EXIT_MEMORY_FAULT: comes with EFAULT, the exit is filled in. */
 		if (vcpu->run->exit_reason == KVMPY_EXIT_MEMORY_FAULT) {

@@ -72,6 +72,7 @@ static void tear_down(struct kvmpy_translate *t)
 	while (t->hole_count)
 		free(t->holes[--t->hole_count]);
 	pthread_mutex_destroy(&t->lock);
+	free(t->single.sources);
 	free(t->run);
 	free(t);
 }

@@ -12,6 +12,7 @@
 
 #include <pthread.h>
 
+#include "translate_api.h"
 #include "translate_unicorn.h"
 #include "vcpu.h"
 
@@ -22,6 +23,7 @@
 #define TRANSLATE_ACCESSES 128		/* of one instruction: FXSAVE has 64 */
 #define TRANSLATE_WROTE 256
 #define TRANSLATE_VIEWS 64
+#define TRANSLATE_SOURCES 1024
 #define TRANSLATE_ADDRESSES (1ull << 40)	/* physical addresses have 40 bits */
 #define TRANSLATE_IO_OFFSET 4096	/* of port data in struct kvm_run's mapping, as in KVM's */
 #define TRANSLATE_RUN_SIZE (3 * 4096)
@@ -52,6 +54,7 @@ enum translate_attention {
 	ATTENTION_WROTE = 4,	/* the host wrote to memory */
 	ATTENTION_TASK = 8,	/* TR was loaded */
 	ATTENTION_STORES = 16,	/* too many stores look for code where there is none */
+	ATTENTION_SINGLE = 32,	/* for good: one instruction at a time */
 };
 
 struct translate_slot {
@@ -84,6 +87,13 @@ struct translate_access {	/* of the running instruction to MMIO, done */
 	uint64_t gpa;
 	uint8_t data[8];
 	uint8_t size, is_write;
+};
+
+struct translate_source {	/* what a block of one instruction was made from */
+	uint64_t gpa;
+	uint8_t bytes[TRANSLATE_LONGEST];
+	uint8_t size;
+	bool used;
 };
 
 struct translate_instruction {
@@ -166,6 +176,18 @@ struct kvmpy_translate {
 	uint32_t code_count;
 	size_t step_hook;
 	uint32_t steps;			/* instructions begun since the single step was asked for */
+
+	/* One instruction at a time: translate_single.c. */
+	struct {
+		bool on;
+		bool undefined;			/* it is #UD where the translator has no word for it */
+		uint64_t rip;			/* of the instruction under way */
+		uint32_t blocks;		/* begun for it */
+		kvmpy_goes_on *goes_on;
+		kvmpy_wrote *wrote;
+		void *user;
+		struct translate_source *sources;
+	} single;
 
 	struct kvm_guest_debug debug;
 	struct kvm_cpuid_entry2 cpuid[TRANSLATE_CPUID];
@@ -270,6 +292,12 @@ void translate_debug_exit(struct kvmpy_translate *t, uint32_t exception, uint64_
 uint64_t translate_hole_read(void *engine, uint64_t offset, unsigned size, void *user);
 void translate_hole_write(void *engine, uint64_t offset, unsigned size, uint64_t value, void *user);
 
+/* translate_single.c */
+void translate_single_next(struct kvmpy_translate *t);
+void translate_single_block(struct kvmpy_translate *t);
+void translate_single_done(struct kvmpy_translate *t);
+bool translate_single_undefined(struct kvmpy_translate *t);
+
 /* translate_events.c */
 bool translate_has_event(const struct kvmpy_translate *t);
 void translate_deliver(struct kvmpy_translate *t, int vector) __attribute__((noreturn));
@@ -290,6 +318,7 @@ struct translate_slot *translate_slot_at(struct kvmpy_translate *t, uint64_t gpa
 uint8_t *translate_host(struct kvmpy_translate *t, uint64_t gpa, bool write);
 bool translate_linear(struct kvmpy_translate *t, uint64_t linear, uint64_t *gpa);
 size_t translate_read(struct kvmpy_translate *t, uint64_t linear, void *into, size_t size);
+void translate_forget(struct kvmpy_translate *t, uint64_t gpa, uint64_t size);
 void translate_forget_written(struct kvmpy_translate *t);
 void translate_note_written(struct kvmpy_translate *t, uint64_t gpa, uint64_t size);	/* with t->lock */
 int translate_open_holes(struct kvmpy_translate *t);

@@ -46,4 +46,17 @@ int kvmpy_translate_interrupt(struct kvmpy_vcpu *vcpu, uint32_t vector);	/* -EEX
 void kvmpy_translate_nmi(struct kvmpy_vcpu *vcpu);
 int kvmpy_translate_set_debug(struct kvmpy_vcpu *vcpu, const struct kvm_guest_debug *debug);
 
+/*
+ * For good: enter() comes back with KVM_EXIT_DEBUG behind each instruction, unless goes_on() is true for the bytes of the
+ * next (user, code, its size), and with KVM_EXIT_EXCEPTION at one the translator doesn't know. 0 or -ENOMEM.
+ */
+typedef bool kvmpy_goes_on(void *user, const uint8_t *code, uint32_t size);
+/* Told of each page of memory that is written, by slot number and page in it. */
+typedef void kvmpy_wrote(void *user, uint32_t slot, uint64_t page);
+int kvmpy_translate_single(struct kvmpy_vcpu *vcpu, kvmpy_goes_on *goes_on, kvmpy_wrote *wrote, void *user);
+/* In front of the first enter() for an instruction; undefined: it is #UD if the translator doesn't know it. */
+void kvmpy_translate_single_begin(struct kvmpy_vcpu *vcpu, bool undefined);
+/* The code at rip, as much of it as can be read. */
+uint32_t kvmpy_translate_code(struct kvmpy_vcpu *vcpu, uint8_t *into, uint32_t size);
+
 #endif

@@ -54,6 +54,11 @@ static void tell(struct kvmpy_translate *t, int error)
 		run->exit_reason = KVM_EXIT_SHUTDOWN;
 		return;
 	}
+	/* The next one can't be fetched: that isn't this one's business. */
+	if (t->single.on && error && t->env->rip != t->single.rip) {
+		translate_single_done(t);
+		return;
+	}
 	if (!error) {
 		run->exit_reason = KVM_EXIT_HLT;
 		return;

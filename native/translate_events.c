@@ -134,6 +134,8 @@ static void __attribute__((noinline)) attend(struct kvmpy_translate *t)
 		t->run->exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
 		translate_stop(t, 0);
 	}
+	if (t->attention & ATTENTION_SINGLE)
+		translate_single_block(t);
 }
 
 /* What is pending can't be delivered yet: where most blocks begin while a guest has its interrupts off. */
@@ -212,6 +214,8 @@ static void correct_rotate_flags(struct kvmpy_translate *t, uint32_t vector)
 /* Handlers whose first instruction can't be fetched fault for ever, and no block ever begins. */
 static void stop_if_asked(struct kvmpy_translate *t)
 {
+	if (unlikely(t->single.on))
+		return translate_single_done(t);
 	if (likely(!translate_stop_asked(t)))
 		return;
 	t->result = -EINTR;
@@ -290,6 +294,8 @@ static bool on_invalid(void *engine, void *user)
 	(void)engine;
 	translate_decode(t, &t->wait.insn);
 	if (!is_hypercall(&t->wait.insn)) {
+		if (unlikely(translate_single_undefined(t)))
+			return true;
 		t->delivering = -1;
 		deliver_exception(t, INVALID_OPCODE);
 		stop_if_asked(t);

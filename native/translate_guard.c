@@ -8,7 +8,10 @@
  *
  * VEX and EVEX: there is no AVX (CPUID has none, XCR0 can't have it), but the translator runs 128-bit forms as SSE.
  * What remains are the instructions of BMI1 and BMI2, which CPUID has. AMD's XOP begins as POP with an opcode extension
- * that POP doesn't have, which the translator doesn't look at.
+ * that POP doesn't have, XBEGIN and XABORT as MOV with one: the translator doesn't look at those.
+ *
+ * CMPXCHG8B and CMPXCHG16B take the flags as the CPU's state has them, where they are only when a block begins: elsewhere
+ * what comes out has bits of anything. So with each a block begins.
  *
  * AAM and others each leave one or more of a block's 512 temporary values unreturned, which nobody counts: no block
  * has more than MOST instructions.
@@ -22,6 +25,7 @@
 #define MOST 48
 
 enum { GO_ON, TOO_MANY };	/* values of translator.end */
+enum verdict { FINE, BEGINS_BLOCK, INVALID };	/* on an instruction */
 
 /* What the library keeps of the block it is translating, and its functions for that. */
 struct translator {
@@ -111,7 +115,18 @@ static bool is_vector(const struct kvmpy_translate *t, const uint8_t *code, size
 	return size >= 5 && !is_bmi(code, size);
 }
 
-static bool is_invalid(struct kvmpy_translate *t, uint64_t linear)
+/* MOV of an immediate is /0 alone. */
+static bool is_odd_move(const uint8_t *code, size_t size)
+{
+	return size >= 2 && (code[0] & 0xfe) == 0xc6 && code[1] >> 3 & 7;
+}
+
+static bool is_exchange(const uint8_t *code, size_t size)
+{
+	return size >= 3 && code[0] == 0x0f && code[1] == 0xc7 && code[2] < 0xc0 && (code[2] >> 3 & 7) == 1;
+}
+
+static enum verdict judge(struct kvmpy_translate *t, uint64_t linear)
 {
 	uint8_t code[LONGEST];
 	size_t size = translate_read(t, linear, code, sizeof(code)), at = 0;
@@ -119,17 +134,25 @@ static bool is_invalid(struct kvmpy_translate *t, uint64_t linear)
 
 	while (at < size && is_prefix(code[at], t->env->mode & MODE_CODE64))
 		lock |= code[at++] == 0xf0;
-	return (lock && is_locked_bit_test(code + at, size - at)) || is_vector(t, code + at, size - at, at);
+	if ((lock && is_locked_bit_test(code + at, size - at)) || is_odd_move(code + at, size - at) ||
+	    is_vector(t, code + at, size - at, at))
+		return INVALID;
+	return is_exchange(code + at, size - at) ? BEGINS_BLOCK : FINE;
 }
 
 static void guarded_one(struct translator *translator, void *cpu)
 {
 	struct kvmpy_translate *t = translate_current();
+	enum verdict verdict = judge(t, translator->next);
+	bool first = translator->count == 1;
 
-	if (!is_invalid(t, translator->next))
+	if (verdict == FINE || (verdict == BEGINS_BLOCK && first))
 		return original_one(translator, cpu);
-	if (translator->count == 1)
+	if (first) {
+		if (translate_single_undefined(t))
+			unicorn.leave_code(t->cpu);
 		unicorn.raise(t->env, INVALID_OPCODE, 0);
+	}
 	translator->end = TOO_MANY;
 }
 
@@ -141,6 +164,10 @@ static void guarded_loop(const struct functions *functions, struct translator *t
 
 	if (!t || t->cpu != cpu)
 		return original_loop(functions, translator, cpu, block, most);
+	if (unlikely(t->single.on)) {
+		translate_single_next(t);
+		most = 1;
+	}
 	original_one = functions->instruction;
 	guarded.instruction = guarded_one;
 	original_loop(&guarded, translator, cpu, block, most < MOST ? most : MOST);

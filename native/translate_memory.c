@@ -322,7 +322,7 @@ void kvmpy_translate_wrote(struct kvmpy_vcpu *vcpu, uint64_t gpa, uint64_t size)
 	pthread_mutex_unlock(&t->lock);
 }
 
-static void forget(struct kvmpy_translate *t, uint64_t gpa, uint64_t size)
+void translate_forget(struct kvmpy_translate *t, uint64_t gpa, uint64_t size)
 {
 	for (uint32_t i = 0; i < t->slot_count; i++) {
 		const struct translate_slot *slot = &t->slots[i];
@@ -344,7 +344,7 @@ void translate_forget_written(struct kvmpy_translate *t)
 			translate_forget_code(t);
 			break;
 		}
-		forget(t, t->wrote[i].gpa, t->wrote[i].size);
+		translate_forget(t, t->wrote[i].gpa, t->wrote[i].size);
 	}
 	t->wrote_count = 0;
 	__atomic_fetch_and(&t->attention, ~ATTENTION_WROTE, __ATOMIC_RELAXED);

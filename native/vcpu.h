@@ -25,6 +25,8 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+#define KVMPY_WANTS_PYTHON -4096	/* of enter(), beside -errno: see KVMPY_RESCUE */
+
 /* What kvmpy_run() returns when it isn't range_id * 2 + is_write of an access for Python. */
 enum kvmpy_stop {
 	KVMPY_EXIT = -1,	/* any other exit: look at run->exit_reason */
@@ -36,6 +38,7 @@ enum kvmpy_stop {
 	KVMPY_RING_FULL = -7,	/* drain vcpu->ring, then run again; nothing was handled */
 	KVMPY_HANDLER_FAILED = -8,	/* a native handler returned -vcpu->error for vcpu->access */
 	KVMPY_COALESCED = -9,	/* drain bus->coalesced, then run again; nothing was handled */
+	KVMPY_RESCUE = -10,	/* rescue.h wants something that Python makes or knows; nothing was handled */
 };
 
 /* Where kvmpy_run() takes up again. */
@@ -93,6 +96,8 @@ struct kvmpy_dirty;
 struct kvmpy_table;
 struct kvmpy_ring;
 struct kvmpy_measure;
+struct kvmpy_rescue;
+struct kvmpy_gate;
 
 struct kvmpy_vcpu {
 	/* What every exit touches. */
@@ -129,6 +134,11 @@ struct kvmpy_vcpu {
 	uint32_t *nudge;		/* set when immediate_exit is, for an engine that looks at this only; NULL: none */
 	struct kvmpy_measure *measure;	/* while a measurement is on (measure.h), whose wrapper then stands in enter */
 	struct kvmpy_dirty *dirty;	/* NULL: a full dirty ring is Python's business */
+	struct kvmpy_rescue *rescue;	/* once KVM has given up on an instruction (rescue.h) */
+	struct kvmpy_gate *gate;	/* NULL: it is the machine's only one, or there is no rescue */
+	uint32_t inside;		/* of that gate */
+	uint32_t debug;			/* KVM_GUESTDBG_* that KVM was asked for */
+	bool rescue_off;		/* there is no helper to be had */
 	uint64_t exits[KVMPY_REASONS];
 	uint64_t eintr, eagain;
 } __attribute__((aligned(64)));

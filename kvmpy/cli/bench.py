@@ -13,6 +13,7 @@ COMMANDS = {
         "Distributions of what each kind of exit costs, and where the time goes.",
     ),
     "compute": ("kvmpy.cli.bench_compute", "How fast binary translation computes, against QEMU's."),
+    "rescue": ("kvmpy.cli.bench_rescue", "What instructions cost that KVM leaves to binary translation."),
     "compare": ("kvmpy.cli.bench_compare", "Whether two reports of exits differ, and whether that is real."),
 }
 

@@ -16,9 +16,10 @@ ROWS = (("rax", "rbx", "rcx", "rdx"), ("rsi", "rdi", "rbp", "rsp"), ("r8", "r9",
 
 def render(machine: Machine, crash: Crash) -> str:
     """The report as text, lines of up to about 100 characters."""
-    lines = [f"kvmpy: vCPU {crash.vcpu} can't go on: {crash.what}", ""]
+    lines = [f"kvmpy: vCPU {crash.vcpu} can't go on: {crash.what}"]
     if crash.remark:
-        lines += [f"  {crash.remark}:", ""]
+        lines.append(f"kvmpy: {crash.remark}")
+    lines.append("")
     for row in ROWS:
         lines.append("  " + "  ".join(f"{name:>6} {crash.registers[name]:016x}" for name in row))
     lines.append("  " + "  ".join(f"{name:>6} {value:x}" for name, value in crash.system.items()))

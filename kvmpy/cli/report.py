@@ -179,6 +179,7 @@ def report(
         "detail": result.detail,
         "guest_status": result.status,
         "exits": result.exits,
+        "rescued": result.rescued,
         "unowned_accesses": result.unowned,
         "ranges": [
             {"space": space, "name": name, "first": first, "last": last, "place": place, "accesses": count}
@@ -217,7 +218,7 @@ def print_stats(result: Result) -> None:
 
 def stats_rows(result: Result) -> list[tuple[str, str, str, str]]:
     """(count, reason, owner, where it was handled): a row an exit reason, most frequent first, and below it one for
-    each owner of its ports or addresses with the accesses it had."""
+    each owner of its ports or addresses with the accesses it had. Last the rescued instructions, which are no exits."""
     rows = []
     for reason, count in sorted(result.exits.items(), key=lambda item: -item[1]):
         rows.append((str(count), reason, "", ""))
@@ -226,4 +227,8 @@ def stats_rows(result: Result) -> list[tuple[str, str, str, str]]:
                 rows.append((str(accesses), "", f"{name} {first:#x}-{last:#x}", place))
     if result.unowned:
         rows.append((str(result.unowned), "", "nobody", "c"))
+    if result.rescued:
+        rows.append((str(sum(result.rescued.values())), "rescued", "", ""))
+        for name, count in sorted(result.rescued.items(), key=lambda item: -item[1]):
+            rows.append((str(count), "", name, "translate"))
     return rows

@@ -73,6 +73,11 @@ def _choice(*names: str) -> click.Choice[str]:
 @click.option(
     "--strict", is_flag=True, help="An access to a port or address nobody owns is an error (status 120)."
 )
+@click.option(
+    "--rescue/--no-rescue",
+    default=None,
+    help="Let binary translation carry out instructions that KVM can't emulate.  [default: where both engines work]",
+)
 @click.option("--qemu-exit", is_flag=True, help="Exit as QEMU's isa-debug-exit: 2n+1 for a guest's n.")
 @click.option(
     "--persona",

@@ -120,6 +120,7 @@ class Session:
             irqchip=irqchip,
             strict=options["strict"],
             history=HISTORY,
+            rescue=options.get("rescue"),
         )
 
     def _irqchip(self, guest: Bundled | None, data: bytes | None, cpus: int) -> str:

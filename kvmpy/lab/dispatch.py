@@ -159,7 +159,7 @@ def stub_case(place: str, access: str, vcpus: int = 1) -> Case:
 def engine_case(engine: str, place: str, access: str, exits: int, vcpus: int = 1) -> Case:
     """A case with a guest that does nothing but that access. Raises EngineError where it can't run here."""
     case = Case(engine, place, access, vcpus)
-    case.machine = Machine("64K", vcpus, engine)
+    case.machine = Machine("64K", vcpus, engine, rescue=False)
     kind, _, direction = access.partition(" ")
     payload = case.machine.load(GUESTS[kind, direction], mode="real", format="flat", load_address=0x1000)
     payload.entry.segments["ds"] = payload.entry.segments["ds"].replace(selector=GPA >> 4, base=GPA)

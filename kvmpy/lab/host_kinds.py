@@ -33,7 +33,7 @@ SYNC_BOTH = 3  # KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS
 def _machine(trial: LoopTrial, entry: str = "halt") -> Machine:
     """A machine at one of the guest's entries, that has been entered once."""
     bench = trial.bench
-    machine = Machine("4M", engine=bench.engine)
+    machine = Machine("4M", engine=bench.engine, rescue=False)
     trial.closing.append(machine.close)
     _place(machine, trial, entry)
     return machine
@@ -176,7 +176,7 @@ def _live(trial: LoopTrial, wanted: str) -> int:
 
 def _first_run(trial: LoopTrial) -> int:
     """The engine's enter() of a vCPU that has never run, up to the HLT."""
-    with Machine("4M", engine=trial.bench.engine) as machine:
+    with Machine("4M", engine=trial.bench.engine, rescue=False) as machine:
         _place(machine, trial, "halt")
         machine.bus.publish()
         cpu = machine.cpus[0]

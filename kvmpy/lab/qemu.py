@@ -71,7 +71,8 @@ def run_on_kvmpy(sector: bytes, engine: str, owner: object = None) -> bytes:
     from kvmpy.machine.machine import Machine
 
     output = bytearray()
-    with Machine("16M", engine=engine, irqchip="kernel" if engine == "kvm" else "none") as machine:
+    irqchip = "kernel" if engine == "kvm" else "none"
+    with Machine("16M", engine=engine, irqchip=irqchip, rescue=False) as machine:
         if owner is not None:
             machine.ports[TIMED] = owner
         machine.ports.on_write(DATA)(lambda offset, value, size: output.append(value))

@@ -165,6 +165,7 @@ class GuestTrial:
                 self.bench.engine,
                 irqchip=self._irqchip(),
                 backing=settings.backing,
+                rescue=False,  # what KVM does is measured, not what is done in its place
             )
             self.closing.append(self.machine.close)
             self._load()

@@ -185,6 +185,7 @@ def measure(guest: Guest, engine: str, timeout: float) -> dict[str, Any]:
         "cycles": int(cycles),
         "exits": exits,
         "exits_by_reason": dict(result.exits),
+        "rescued": dict(result.rescued),
         "per_exit": result.wall / exits if exits else None,
         "guest_memory": resident,
     }

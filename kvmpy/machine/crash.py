@@ -19,17 +19,18 @@ AMD_V = "/sys/module/kvm_amd"
 class Crash:
     """``what`` happened on ``vcpu``; its registers, the ``code`` at RIP and the last exits before it.
 
-    ``remark`` says what one must know to read the registers; empty where they are what they seem.
+    ``remark`` says what one must know beside it: why nothing helped, or that the registers aren't what they seem; else it
+    is empty.
     """
 
     __slots__ = (
         "code", "code_at", "history", "mode", "registers", "remark", "segments", "system", "vcpu", "what",
     )  # fmt: skip
 
-    def __init__(self, cpu: Cpu, what: str, history: list[Record]) -> None:
+    def __init__(self, cpu: Cpu, what: str, history: list[Record], remark: str = "") -> None:
         self.vcpu = cpu.index
         self.what = what
-        self.remark = _remark(cpu)
+        self.remark = remark or _of_registers(cpu)
         self.history = history
         self.registers: dict[str, int] = dict(cpu.regs.items())
         sregs = cpu.sregs
@@ -45,7 +46,7 @@ class Crash:
         self.code = code_at(cpu, self.code_at)
 
 
-def _remark(cpu: Cpu) -> str:
+def _of_registers(cpu: Cpu) -> str:
     """APM vol. 2 ch. 15.14.3: after a shutdown intercept the VMCB is undefined, so KVM resets the vCPU."""
     if (
         not cpu.machine.engine.in_kernel
@@ -54,6 +55,13 @@ def _remark(cpu: Cpu) -> str:
     ):
         return ""
     return "KVM has reset the vCPU, as it must on AMD-V: these are its registers after that, not at the fault"
+
+
+def instruction(cpu: Cpu) -> str:
+    """The name of the instruction at RIP, as far as it can be told."""
+    from kvmpy.machine.disassembly import mnemonic
+
+    return mnemonic(code_at(cpu, linear_rip(cpu)), mode_of(cpu))
 
 
 def mode_of(cpu: Cpu) -> int:

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
         max_vcpus: int
         in_kernel: bool
         """Whether ranges can have the place "kernel"."""
+        rescuable: bool
+        """Whether it can leave instructions to the translate engine: :mod:`kvmpy.machine.rescue`."""
 
         def create_vm(self, irqchip: str) -> EngineVm: ...
         def cpuid(self, index: int, count: int) -> CpuidTable: ...

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvmpy.x86.cpuid import CpuidTable
 
 SYNC_FIELDS = 3  # KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS
+RESCUE_FIELDS = 7  # and KVM_SYNC_X86_EVENTS
 KVM_FEATURES = 0x40000001
 DIRTY_RING_MOST = 65536
 PVM = "/sys/module/kvm_pvm"
@@ -52,8 +53,12 @@ class KvmVcpu:
         return self._native
 
     def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
-        """As :meth:`kvmpy.kvm.Vcpu.set_guest_debug`; single steps also begin where registers written here say."""
+        """As :meth:`kvmpy.kvm.Vcpu.set_guest_debug`; single steps also begin where registers written here say.
+
+        Rescued instructions count as the guest's, too.
+        """
         self.vcpu.set_guest_debug(control, debugreg)
+        self._native.debug = control
         steps = ffi.NULL
         if control & KVM_GUESTDBG_SINGLESTEP:
             again = control & ~(KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP)
@@ -132,12 +137,15 @@ class KvmEngine:
 
     name = "kvm"
     in_kernel = True
+    rescuable = True
 
     def __init__(self) -> None:
         self.system = System()
         check = self.system.check_extension
         self.max_vcpus = max(check(KVM_CAP_MAX_VCPUS), 1)
-        self.sync_regs = check(KVM_CAP_SYNC_REGS) & SYNC_FIELDS
+        sync = check(KVM_CAP_SYNC_REGS)
+        self.sync_regs = sync & SYNC_FIELDS
+        self.sync_rescue = sync & RESCUE_FIELDS
         self.exit_on_emulation_failure = bool(check(KVM_CAP_EXIT_ON_EMULATION_FAILURE))
         self.hypercalls = not exists(PVM)
         self._supported: list[tuple[int, int, int, int, int, int, int]] | None = None

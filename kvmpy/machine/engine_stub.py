@@ -180,6 +180,7 @@ class StubEngine:
     name = "stub"
     max_vcpus = 255
     in_kernel = False
+    rescuable = False
 
     def __init__(self, script: Sequence[StubExit], repeat: int = 0, fixed: bool = False) -> None:
         self.script = list(script)

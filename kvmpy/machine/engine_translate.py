@@ -95,6 +95,7 @@ class TranslateEngine:
     name = "translate"
     max_vcpus = MAX_VCPUS
     in_kernel = False
+    rescuable = False
 
     def __init__(self) -> None:
         self.system = System()

@@ -178,12 +178,16 @@ class Nmi(Exit):
     reason, name = 16, "NMI"
 
 
+EMULATION_FAILURE = 1
+
+
 class InternalError(Exit):
-    """KVM_EXIT_INTERNAL_ERROR: KVM gave up. ``suberror`` 1 is an instruction it couldn't emulate."""
+    """KVM_EXIT_INTERNAL_ERROR: KVM gave up. ``suberror`` 1 is an instruction it couldn't emulate, and that wasn't
+    rescued either."""
 
     reason, name, MEMBER = 17, "INTERNAL_ERROR", "internal"
     SUBERRORS = {
-        1: "emulation failure",
+        EMULATION_FAILURE: "emulation failure",
         2: "exception during delivery of another",
         3: "exit during event delivery",
         4: "unexpected VM exit reason",
@@ -193,7 +197,7 @@ class InternalError(Exit):
     def instruction(self) -> bytes:
         """The bytes at RIP as KVM saw them, where it says so (KVM_CAP_EXIT_ON_EMULATION_FAILURE); or empty."""
         failure = self.run.emulation_failure
-        if self.suberror != 1 or failure.ndata < 3 or not failure.flags & 1:
+        if self.suberror != EMULATION_FAILURE or failure.ndata < 3 or not failure.flags & 1:
             return b""
         return bytes(failure.insn_bytes)[: failure.insn_size]
 
@@ -302,6 +306,17 @@ def _crash(machine: Machine, exit_: Exit) -> None:
     machine.crash(exit_.cpu, exit_.describe())
 
 
+def _internal_error(machine: Machine, exit_: Exit) -> None:
+    if exit_.suberror != EMULATION_FAILURE:
+        machine.crash(exit_.cpu, exit_.describe())
+        return
+    from kvmpy.machine.crash import instruction
+
+    name = instruction(exit_.cpu)
+    what = exit_.describe() + (f": {name}" if name else "")
+    machine.crash(exit_.cpu, what, remark=machine.why_not_rescued(exit_.cpu))
+
+
 def _debug(machine: Machine, exit_: Exit) -> None:
     machine.end("debug", cpu=exit_.cpu, detail=exit_.describe())
 
@@ -346,6 +361,7 @@ def _go_on(machine: Machine, exit_: Exit) -> None:
 DEFAULTS: dict[int, Callable[[Machine, Exit], None]] = {
     Hypercall.reason: _hypercall,
     Debug.reason: _debug,
+    InternalError.reason: _internal_error,
     Hlt.reason: _halt,
     IrqWindowOpen.reason: _window,
     Intr.reason: _go_on,

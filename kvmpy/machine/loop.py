@@ -297,6 +297,10 @@ def _coalesced(machine: Machine, cpu: Cpu) -> None:
     machine.drain_coalesced()
 
 
+def _rescue(machine: Machine, cpu: Cpu) -> None:
+    machine.rescue().attend(cpu)
+
+
 KEPT = (lib.KVMPY_EXIT, lib.KVMPY_ELEMENTS, lib.KVMPY_HANDLER_FAILED, lib.KVMPY_COALESCED)
 """What of these is begun with when the vCPU runs again after an exception."""
 
@@ -310,4 +314,5 @@ OTHERS: dict[int, Callable[[Machine, Cpu], None]] = {
     lib.KVMPY_RING_FULL: _ring_full,
     lib.KVMPY_HANDLER_FAILED: _handler_failed,
     lib.KVMPY_COALESCED: _coalesced,
+    lib.KVMPY_RESCUE: _rescue,
 }

@@ -8,7 +8,7 @@ import resource
 import threading
 import time
 
-from kvmpy._native import lib
+from kvmpy._native import ffi, lib
 from kvmpy.errors import UsageError
 from kvmpy.machine import exits, loop
 from kvmpy.machine.bus import Bus
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kvmpy.machine.exits import Exit
     from kvmpy.machine.hypercalls import Handler, Hypercalls
     from kvmpy.machine.interrupts import Interrupts
+    from kvmpy.machine.rescue import Rescue
     from kvmpy.machine.ring import Record
     from kvmpy.machine.threads import VcpuThreads
     from kvmpy.machine.timers import Timers
@@ -60,6 +61,9 @@ class Machine(Owned):
     ``history``  how many of the last exits of each vCPU to keep for crash reports
     ``dirty_ring``  entries of each vCPU's ring of dirty pages (a power of two, 256 to 65536), for :meth:`track_dirty`;
                  0: the kernel keeps bitmaps
+    ``rescue``   instructions that KVM gives up on are carried out by the translate engine (docs/rescue.md). None: where
+                 both engines work; True: or EngineError, or UsageError on another engine than kvm; False: such an
+                 instruction ends the run. ``rescues`` says whether it is on
     ``backing``  makes the RAM: called with (size, offset modulo 2 MiB), gives a :mod:`kvmpy.machine.backing`
 
     A context manager; ``close()`` twice is fine.
@@ -77,6 +81,7 @@ class Machine(Owned):
         strict: bool = False,
         history: int = 0,
         dirty_ring: int = 0,
+        rescue: bool | None = None,
         backing: Callable[[int, int], Backing] | None = None,
     ) -> None:
         self._closed = True
@@ -94,6 +99,8 @@ class Machine(Owned):
                 f"irqchip 'user' with {cpus} vCPUs: the interrupt controllers in user space serve one;"
                 " take irqchip='kernel' on the kvm engine, or cpus=1"
             )
+        if rescue:
+            check_rescue(self.engine)
         self.irqchip = irqchip
         self.ending: Ending | None = None
         self.guard = threading.RLock()
@@ -110,6 +117,9 @@ class Machine(Owned):
         self._all_halted = False
         self._cpu_time = 0.0
         self._threads: VcpuThreads | None = None
+        self.rescues = rescue is not False and self.engine.rescuable
+        self._rescue: Rescue | None = None
+        self._gate: Any = ffi.NULL
         self.bus = Bus()
         self.memory = GuestMemory()
         self.vm: Any = None
@@ -132,6 +142,8 @@ class Machine(Owned):
             self.cpus.append(Cpu(self, index, self.vm.create_vcpu(index)))
         self.bus.vcpus = [cpu.native for cpu in self.cpus]
         self.bus.need_rings = self._need_rings
+        if self.rescues:
+            self._install_rescue()
         if self.engine.in_kernel:
             from kvmpy.machine.kernel_places import KernelPlaces
 
@@ -216,6 +228,8 @@ class Machine(Owned):
             if self._running:
                 raise UsageError("the machine is running: stop() it before it is closed")
             self._closed = True
+            if self._rescue is not None:
+                self._rescue.close()
             self.bus.close()
             for cpu in self.cpus:
                 cpu.close()
@@ -225,6 +239,8 @@ class Machine(Owned):
         self.memory.close()
         for ring in self._rings:
             ring.close()
+        lib.kvmpy_gate_free(self._gate)
+        self._gate = ffi.NULL
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self._running else "stopped"
@@ -395,11 +411,36 @@ class Machine(Owned):
         if self._threads is not None:
             self._threads.wake()
 
-    def crash(self, cpu: Cpu, what: str, reason: str = "crash") -> None:
+    def crash(self, cpu: Cpu, what: str, reason: str = "crash", remark: str = "") -> None:
         """Ends the run because ``cpu`` can't go on; keeps what a report needs."""
         from kvmpy.machine.crash import Crash
 
-        self.end(reason, cpu=cpu, detail=what, crash=Crash(cpu, what, self.history(cpu)))
+        self.end(reason, cpu=cpu, detail=what, crash=Crash(cpu, what, self.history(cpu), remark))
+
+    # Rescue
+
+    def _install_rescue(self) -> None:
+        """From now on C looks whether KVM gave up on an instruction; all else is made when it has."""
+        if len(self.cpus) > 1:
+            self._gate = lib.kvmpy_gate_new([cpu.native for cpu in self.cpus], len(self.cpus))
+            if self._gate == ffi.NULL:
+                raise MemoryError("no memory for a machine of several vCPUs")
+        for cpu in self.cpus:
+            lib.kvmpy_rescue_install(cpu.native, self._gate)
+
+    def rescue(self) -> Rescue:
+        """What carries out instructions in KVM's place; for the run loop."""
+        if self._rescue is None:
+            from kvmpy.machine.rescue import Rescue
+
+            self._rescue = Rescue(self)
+        return self._rescue
+
+    def why_not_rescued(self, cpu: Cpu) -> str:
+        """Why the instruction that KVM has just given up on wasn't rescued; "" where there is no such thing."""
+        if self._rescue is not None:
+            return self._rescue.why_not(cpu)
+        return "rescue is switched off" if self.engine.rescuable else ""
 
     def halted(self, cpu: Cpu) -> None:
         """A vCPU halted, and only another one can wake it: when all have, the run ends.
@@ -537,18 +578,19 @@ class Machine(Owned):
 
     # Results
 
-    def _counters(self) -> tuple[dict[int, int], dict[int, int]]:
+    def _counters(self) -> tuple[dict[int, int], dict[int, int], dict[str, int]]:
         exits_: dict[int, int] = {}
         for cpu in self.cpus:
             for reason, count in enumerate(cpu.native.exits):
                 if count:
                     exits_[reason] = exits_.get(reason, 0) + count
         ids = (*range(lib.KVMPY_UNOWNED, lib.KVMPY_UNOWNED + lib.KVMPY_SPACES), *self.bus.by_id)
-        return exits_, {id_: self.bus.count(id_) for id_ in ids}
+        rescued = self._rescue.counts() if self._rescue is not None else {}
+        return exits_, {id_: self.bus.count(id_) for id_ in ids}, rescued
 
     def _result(self, ending: Ending, before: Any, wall: float) -> Result:
-        exits_, counts = self._counters()
-        for now, then in ((exits_, before[0]), (counts, before[1])):
+        exits_, counts, rescued = self._counters()
+        for now, then in ((exits_, before[0]), (counts, before[1]), (rescued, before[2])):
             for key in then:
                 now[key] -= then[key]
         ranges = [
@@ -558,7 +600,19 @@ class Machine(Owned):
         ]
         unowned = sum(counts[lib.KVMPY_UNOWNED + space] for space in range(lib.KVMPY_SPACES))
         named = {exits.name_of(reason): count for reason, count in exits_.items() if count}
-        return Result(ending, named, ranges, unowned, wall, self._cpu_time, peak_memory())
+        rescued = {name: count for name, count in rescued.items() if count}
+        return Result(ending, named, ranges, unowned, wall, self._cpu_time, peak_memory(), rescued)
+
+
+def check_rescue(engine: Engine) -> None:
+    """Whether instructions of this engine can be rescued: EngineError or UsageError if not."""
+    if not engine.rescuable:
+        raise UsageError(
+            f"rescue: the {engine.name} engine leaves no instruction to another one; it is for engine='kvm'"
+        )
+    from kvmpy.translate.library import find
+
+    find()
 
 
 def check_limits(timeout: float | None, max_exits: int | None) -> None:

@@ -51,13 +51,15 @@ class Result:
     ``crash``    a :class:`~kvmpy.machine.crash.Crash` when ``reason`` is "crash" or "unowned"
     ``exits``    number of exits of this run by KVM's name of the reason, C-handled ones included
     ``ranges``   (space, name, first, last, place, accesses in this run) of each range that was accessed
+    ``rescued``  instructions that the translate engine carried out for KVM in this run, by name: see docs/rescue.md
     ``unowned``  accesses in this run to ports and addresses that nobody owns
     ``wall``, ``cpu``  seconds; ``cpu`` is user and system time of the threads that ran vCPUs
     ``peak_memory``  of the process so far, in bytes
     """
 
     __slots__ = (
-        "cpu", "crash", "detail", "exits", "peak_memory", "ranges", "reason", "status", "unowned", "vcpu", "wall",
+        "cpu", "crash", "detail", "exits", "peak_memory", "ranges", "reason", "rescued", "status", "unowned", "vcpu",
+        "wall",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +71,7 @@ class Result:
         wall: float,
         cpu: float,
         peak_memory: int,
+        rescued: dict[str, int],
     ) -> None:
         self.reason = ending.reason
         self.status = ending.status
@@ -81,6 +84,7 @@ class Result:
         self.wall = wall
         self.cpu = cpu
         self.peak_memory = peak_memory
+        self.rescued = rescued
 
     def __repr__(self) -> str:
         status = "" if self.status is None else f" status={self.status}"

@@ -78,6 +78,7 @@ class Slots(Closing):
         """``listener(slot, flags, gpa, size, host_address)`` is told of each slot; removal: size 0."""
         self.max_slots = max_slots
         self._listener = listener
+        self._others: tuple[MapSlot, ...] = ()
         self._lock = Lock()
         self._slots: tuple[Slot, ...] = ()
         self._map: tuple[list[int], list[Region]] = ([], [_NO_REGION])
@@ -152,8 +153,7 @@ class Slots(Closing):
             before = self._slots
             self._publish(tuple(other for other in before if other is not slot))
             try:
-                if self._listener:
-                    self._listener(slot.number, 0, slot.gpa, 0, 0)
+                self._tell(slot.number, 0, slot.gpa, 0, 0)
             except BaseException:
                 self._publish(before)
                 raise
@@ -165,8 +165,8 @@ class Slots(Closing):
         with self._lock:
             self._check_own(slot)
             flags = slot.flags & ~LOG_DIRTY | (LOG_DIRTY if on else 0)
-            if flags != slot.flags and self._listener:
-                self._listener(slot.number, flags, slot.gpa, slot.size, slot.address)
+            if flags != slot.flags:
+                self._tell(slot.number, flags, slot.gpa, slot.size, slot.address)
             slot.flags = flags
 
     def connect(self, listener: MapSlot) -> None:
@@ -178,8 +178,26 @@ class Slots(Closing):
             self._listener = listener
 
     def disconnect(self) -> None:
-        """Tell the listener nothing any more: for a machine that has closed its engine already."""
+        """Tell nobody anything any more: for a machine that has closed its engine already."""
         self._listener = None
+        self._others = ()
+
+    def add_listener(self, listener: MapSlot) -> None:
+        """Tell one more of changes from now on, after the one that is connected. It must not raise."""
+        with self._lock:
+            self._check_open()
+            self._others = (*self._others, listener)
+
+    def remove_listener(self, listener: MapSlot) -> None:
+        """Tell it nothing any more. Twice is fine."""
+        with self._lock:
+            self._others = tuple(other for other in self._others if other != listener)
+
+    def _tell(self, number: int, flags: int, gpa: int, size: int, address: int) -> None:
+        if self._listener:
+            self._listener(number, flags, gpa, size, address)
+        for other in self._others:
+            other(number, flags, gpa, size, address)
 
     def close(self) -> None:
         """Remove all slots and unmap them, as far as no views are left: those stay readable until they go."""
@@ -215,8 +233,7 @@ class Slots(Closing):
             number = next(n for n in range(len(numbers) + 1) if n not in numbers)
             slot = Slot(number, gpa, backing, flags, name)
             self._check_new(slot)
-            if self._listener:
-                self._listener(number, flags, gpa, slot.size, slot.address)
+            self._tell(number, flags, gpa, slot.size, slot.address)
             backing.owned = True
             self._publish(tuple(sorted((*self._slots, slot), key=lambda each: each.gpa)))
         return slot

@@ -70,9 +70,10 @@ class Context:
         from kvmpy.testing.guest import Guest
 
         chosen = self.settings.replaced(**settings)
+        engine = {"engine": settings["engine"]} if settings.get("engine") else {}
 
         def make(**wishes: Any) -> MachineUnderTest:
-            return self.make(**{**wishes, **chosen.machine})
+            return self.make(**{**wishes, **engine, **chosen.machine})
 
         return Guest(self, make, chosen)
 

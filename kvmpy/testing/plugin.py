@@ -48,8 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declares the marker and looks at the options."""
     config.addinivalue_line(
         "markers",
-        "kvmpy(memory, cpus, irqchip, engine, mode, devices, strict, trace, timeout, requires, leaks): the machine of a"
-        " test and what the host must have",
+        "kvmpy(memory, cpus, irqchip, engine, mode, devices, strict, rescue, trace, timeout, requires, leaks): the"
+        " machine of a test and what the host must have",
     )
     _chosen(config, "engine", ENGINES)
     states = _chosen(config, "state", STATES)

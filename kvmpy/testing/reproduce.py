@@ -117,7 +117,7 @@ def _script(
 
 def _machine(machine: MachineUnderTest) -> dict[str, Any]:
     settings = {key: value for key, value in machine.settings.items() if key != "backing"}
-    return {**settings, "engine": machine.engine.name}
+    return {**settings, "engine": machine.engine.name, "rescue": machine.rescues}
 
 
 def _run(context: Context, machine: MachineUnderTest, image: str, options: dict[str, Any]) -> str:
@@ -131,6 +131,8 @@ def _run(context: Context, machine: MachineUnderTest, image: str, options: dict[
     words += ["--engine", settings["engine"], "--irqchip", settings.get("irqchip", "none")]
     if settings.get("strict"):
         words.append("--strict")
+    if machine.engine.rescuable:
+        words.append("--rescue" if settings["rescue"] else "--no-rescue")
     if context.budget.is_limited:
         words += ["--timeout", f"{context.budget.seconds:g}"]
     words += ["--trace", "trace.jsonl"]

@@ -27,12 +27,13 @@ KEYS = {
     "mode": "the mode guest.asm() and guest.code() start in",
     "devices": "none, serial (serial port and exit port) or pc",
     "strict": "accesses nobody owns end the run",
+    "rescue": "True: the translate engine carries out what KVM can't emulate",
     "trace": "False: exits aren't written down",
     "timeout": "seconds the test's guests may run for in all; math.inf: no limit",
     "requires": "facts the host must have (kvmpy info lists them)",
     "leaks": "True: the test leaves machines open on purpose",
 }
-MACHINE_KEYS = ("memory", "cpus", "irqchip", "strict", "trace")
+MACHINE_KEYS = ("memory", "cpus", "irqchip", "strict", "rescue", "trace")
 MEMORY = "16M"
 
 _facts: HostFacts | None = None
@@ -211,13 +212,25 @@ def unmet(settings: Settings, engine: str) -> str:
     return _lacking(settings, opened)
 
 
+def _no_rescue() -> str:
+    from kvmpy.errors import EngineError
+    from kvmpy.machine.engine import open_engine
+    from kvmpy.machine.machine import check_rescue
+
+    try:
+        check_rescue(open_engine("kvm"))
+    except EngineError as error:
+        return f"needs rescue: {error}"
+    return ""
+
+
 def _lacking(settings: Settings, engine: Any) -> str:
     """What an engine that isn't KVM lacks of what the host's KVM may have."""
     irqchip = settings.machine.get("irqchip", "none")
     if not find_irqchip(irqchip, engine):
         return no_irqchip(irqchip, engine)
     if engine.name == "kvm":
-        return ""
+        return _no_rescue() if settings.machine.get("rescue") else ""
     facts = host_facts()
     for condition in settings.requires:
         for term in condition.replace("not ", "").split(" or "):

@@ -35,6 +35,12 @@ def test_fast_path_examples() -> None:
     exec(compile(source, str(DOCS / "fast-path.md"), "exec"), {"__name__": "fast_path"})
 
 
+def test_rescue_examples() -> None:
+    source = examples("rescue.md")
+    assert source.count("kvmpy.Machine(") == 1
+    exec(compile(source, str(DOCS / "rescue.md"), "exec"), {"__name__": "rescue"})
+
+
 def test_paravirtual_examples() -> None:
     source = examples("paravirtual.md")
     assert source.count("kvmpy.Machine(") == 2

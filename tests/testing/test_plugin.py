@@ -42,6 +42,29 @@ def test_a_test_for_one_engine_only(inner: Inner) -> None:
     result.stdout.fnmatch_lines(["SKIPPED*for the kvm engine only, and this run is for translate"])
 
 
+def test_rescue_is_off_unless_a_test_wants_it(inner: Inner) -> None:
+    result = inner("""
+        def test_usually(guest, machines):
+            assert not guest.machine.rescues and not machines().rescues
+            with new_guest(rescue=True) as other:
+                assert other.machine.rescues == other.machine.engine.rescuable
+        @pytest.mark.kvmpy(rescue=True)
+        def test_wanted(guest):
+            assert guest.machine.rescues == guest.machine.engine.rescuable
+        """)
+    result.assert_outcomes(passed=2)
+
+
+def test_a_further_guest_can_have_another_engine(inner: Inner) -> None:
+    result = inner("""
+        @pytest.mark.kvmpy(requires=["translate"])
+        def test_it(guest):
+            with new_guest(engine="translate") as other:
+                assert other.machine.engine.name == "translate"
+        """)
+    result.assert_outcomes(passed=1)
+
+
 def test_unmet_requirements_skip_with_the_fact(inner: Inner) -> None:
     body = """
         @pytest.mark.kvmpy(requires=["ept", "not ept"])

@@ -247,7 +247,7 @@ def test_a_failure_carries_all_that_is_known(inner: Inner, kvmpy_engine: str) ->
             "H",
             "*kvmpy: to run it again*",
             "kvmpy run .pytest_cache/d/kvmpy/*.bin --format flat --mode long --load-address 0x100000 --memory 4M"
-            " --cpus 1 --engine * --irqchip none --timeout 10 --trace trace.jsonl",
+            " --cpus 1 --engine * --irqchip none *--timeout 10 --trace trace.jsonl",
             "  (without what the test attached: MMIO 0xe0000000-0xe0000003 (device))",
             f"pytest test_it.py::test_wrong --kvmpy-engine={kvmpy_engine}",
         ]

@@ -78,7 +78,10 @@ def test_describe_record() -> None:
 def test_stats_rows_put_owners_below_their_reason() -> None:
     ranges = [("port", "serial", 0x3F8, 0x3FF, "python", 5), ("mmio", "page", 0x1000, 0x1FFF, "c", 2),
               ("port", "post", 0x80, 0x80, "c", 9)]  # fmt: skip
-    result: Any = SimpleNamespace(exits={"HLT": 1, "IO": 14, "MMIO": 2}, ranges=ranges, unowned=3)
+    rescued = {"popcnt": 2, "fld1": 7}
+    result: Any = SimpleNamespace(
+        exits={"HLT": 1, "IO": 14, "MMIO": 2}, ranges=ranges, unowned=3, rescued=rescued
+    )
     assert stats_rows(result) == [
         ("14", "IO", "", ""),
         ("9", "", "post 0x80-0x80", "c"),
@@ -87,6 +90,9 @@ def test_stats_rows_put_owners_below_their_reason() -> None:
         ("2", "", "page 0x1000-0x1fff", "c"),
         ("1", "HLT", "", ""),
         ("3", "", "nobody", "c"),
+        ("9", "rescued", "", ""),
+        ("7", "", "fld1", "translate"),
+        ("2", "", "popcnt", "translate"),
     ]
 
 
