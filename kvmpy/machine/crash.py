@@ -19,8 +19,8 @@ AMD_V = "/sys/module/kvm_amd"
 class Crash:
     """``what`` happened on ``vcpu``; its registers, the ``code`` at RIP and the last exits before it.
 
-    ``remark`` says what one must know beside it: why nothing helped, or that the registers aren't what they seem; else it
-    is empty.
+    ``remark`` says what one must know beside it: why nothing helped, or that the registers aren't what they seem; it is
+    empty where there is no such thing.
     """
 
     __slots__ = (

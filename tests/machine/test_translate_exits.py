@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from translate_rig import (
     HLT,
@@ -349,6 +351,35 @@ def test_cpuid_comes_from_the_table() -> None:
         guest.to_halt()
         assert (guest.rsi, guest.rbx, guest.rdx) == (5, 10, 12)
         assert guest.rcx == 0  # OSXSAVE follows CR4
+
+
+@pytest.mark.parametrize(
+    ("vendor", "function", "answer"),
+    [
+        (b"GenuineIntel", 0x5, 0),  # in its range, but not there
+        (b"GenuineIntel", 0xE, 0x1234),  # beyond the last basic leaf
+        (b"GenuineIntel", 0x40000001, 0x77),  # there
+        (b"GenuineIntel", 0x40000002, 0x1234),  # beyond the last of the hypervisor's
+        (b"GenuineIntel", 0x40000100, 0x1234),  # a block that isn't there
+        (b"GenuineIntel", 0x80000001, 0x1234),  # no extended leaves at all
+        (b"AuthenticAMD", 0xE, 0),
+        (b"AuthenticAMD", 0x40000100, 0),
+    ],
+)
+def test_cpuid_beyond_the_last_leaf(vendor: bytes, function: int, answer: int) -> None:
+    """SDM vol. 2, CPUID: the highest basic leaf's data on Intel's processors; nothing on AMD's."""
+    ebx, edx, ecx = struct.unpack("<III", vendor)
+    with Guest(f"mov eax, {function:#x}\n xor ecx, ecx\n cpuid\n hlt") as guest:
+        guest.vcpu.set_cpuid2(
+            [
+                (0, 0, 0, 0xD, ebx, ecx, edx),
+                (0xD, 0, 1, 0x1234, 0, 0, 0),
+                (0x40000000, 0, 0, 0x40000001, 0, 0, 0),
+                (0x40000001, 0, 0, 0x77, 0, 0, 0),
+            ]
+        )
+        guest.to_halt()
+        assert guest.rax == answer
 
 
 def test_cpuid_hides_what_the_translator_lacks() -> None:
