@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kvmpy._native import ffi, lib
 from kvmpy.errors import BusError
+from kvmpy.machine.pinned import pinned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,9 +106,7 @@ class Registers(Rule):
             raise BusError(f"{self.kind} of {length} bytes: 1 to {self.LIMIT} are possible")
         self._registers: Any = ffi.new("struct kvmpy_registers *")
         self._registers.length = length
-        self._memory = (
-            own_lines("uint8_t *", length + self.PAD) if memory is None else ffi.from_buffer(memory)
-        )
+        self._memory = own_lines("uint8_t *", length + self.PAD) if memory is None else pinned(memory)
         self._registers.memory = self._memory
         self._masks = {}
         for name in self.MASKS:

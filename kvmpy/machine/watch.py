@@ -9,6 +9,7 @@ from threading import RLock
 from weakref import ref
 
 from kvmpy._native import ffi
+from kvmpy.machine.pinned import pinned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Views:
     def hand_out(self, gpa: int, view: memoryview) -> memoryview:
         """``view`` (of memory at ``gpa``) in a form whose end, and that of all made from it, is noticed."""
         # Slices and arrays outlive the memoryview they are of, but keep the object below: it goes with them.
-        below = ffi.buffer(ffi.from_buffer(view))
+        below = ffi.buffer(pinned(view), len(view))
         entry = (gpa, len(view), ref(below))
         with self._lock:
             self._living.append(entry)
