@@ -8,7 +8,7 @@
  *
  * VEX and EVEX: there is no AVX (CPUID has none, XCR0 can't have it), but the translator runs 128-bit forms as SSE.
  * What remains are the instructions of BMI1 and BMI2, which CPUID has. AMD's XOP begins as POP with an opcode extension
- * that POP doesn't have, XBEGIN and XABORT as MOV with one: the translator doesn't look at those.
+ * that POP doesn't have, XBEGIN and XABORT as MOV to a register with one: the translator doesn't look at those.
  *
  * CMPXCHG8B and CMPXCHG16B take the flags as the CPU's state has them, where they are only when a block begins: elsewhere
  * what comes out has bits of anything. So with each a block begins.
@@ -115,10 +115,10 @@ static bool is_vector(const struct kvmpy_translate *t, const uint8_t *code, size
 	return size >= 5 && !is_bmi(code, size);
 }
 
-/* MOV of an immediate is /0 alone. */
+/* MOV of an immediate to a register, but not /0. */
 static bool is_odd_move(const uint8_t *code, size_t size)
 {
-	return size >= 2 && (code[0] & 0xfe) == 0xc6 && code[1] >> 3 & 7;
+	return size >= 2 && (code[0] & 0xfe) == 0xc6 && code[1] > 0xc7;
 }
 
 static bool is_exchange(const uint8_t *code, size_t size)

@@ -609,6 +609,15 @@ def test_single_steps_of_the_host(guest: Any) -> None:
     assert at == [guest.symbols[name] for name in "abc"]
 
 
+def test_single_steps_begin_where_registers_were_put(guest: Any) -> None:
+    guest.asm("hlt; nop; a: popcnt %rbx, %rax; b: nop; hlt")
+    guest.cpus[0].vcpu.set_guest_debug(3)
+    guest.regs.rip = guest.symbols["a"]
+    assert guest.run().reason == "debug" and guest.regs.rip == guest.symbols["b"]
+    guest.regs.rip = guest.symbols["a"] - 1
+    assert guest.run().reason == "debug" and guest.regs.rip == guest.symbols["a"]
+
+
 def test_breakpoint_instructions_of_the_host(guest: Any) -> None:
     guest.asm("nop; here: int3; hlt")
     guest.cpus[0].vcpu.set_guest_debug(1 | 0x10000)  # KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP

@@ -348,6 +348,29 @@ def test_vector_extensions_are_undefined(bits: int, code: str) -> None:
         assert guest.rbx == 1
 
 
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("code", ["c7f800000000", "c6f800", "66c7c80001", "c6cb03", "c74d0001020304"])
+def test_moves_of_an_immediate_are_slash_0(bits: int, code: str) -> None:
+    """XBEGIN and XABORT, which CPUID doesn't have, and what no processor has: the library takes most for MOV."""
+    with guest_with_handlers("inc ebx\n nop\n" + bytes_of(code) + "\n hlt", bits) as guest:
+        assert vector_of(guest) == 6
+        assert guest.read(frame(guest)[0], len(code) // 2).hex() == code
+        assert guest.rbx == 1
+
+
+@pytest.mark.parametrize(
+    "code", ["lock cmpxchg8b [0x6000]", "cmpxchg8b [0x6000]", "lock cmpxchg16b [0x6000]"]
+)
+def test_an_exchange_of_two_registers_changes_zf_alone(code: str) -> None:
+    """Behind an instruction of the same block that sets the flags: the library has them nowhere then."""
+    with Guest(f"mov al, 0x7f\n lock xadd [0x6010], al\n {code}\n pushf\n pop rsi\n hlt") as guest:
+        guest.write(0x6010, b"\x01")
+        guest.set(rsp=0x5000)
+        assert guest.to_halt() == []
+        assert guest.rsi & ~0x40 == 0x892  # OF, SF, AF; neither CF nor PF
+        assert guest.rsi & 0x40 == 0
+
+
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("code", BMI_CODE)
 def test_bmi_is_there_as_cpuid_says(bits: int, code: str) -> None:
