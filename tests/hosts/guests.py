@@ -39,9 +39,10 @@ def make(
     """A machine of the kvm engine whose first vCPU stands at the first byte of ``code``.
 
     ``handlers`` maps vectors to labels: interrupt gates of protected and long mode. ``interrupts`` sets IF.
-    ``settings`` are Machine's. Closed when the test is over.
+    ``settings`` are Machine's, without rescue: it is KVM that is tested. Closed when the test is over.
     """
     engine = settings.pop("engine", "kvm")
+    settings.setdefault("rescue", False)
     machine = host.enter(Machine(memory, settings.pop("cpus", 1), engine, **settings))
     gates = {vector: code.at[label] for vector, label in (handlers or {}).items()}
     put(machine, code)

@@ -282,7 +282,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
 @cases(**SCHEMES)
 def test_paging_in_protected_mode(host: Host, case: dict[str, Any]) -> None:
     not_on_pvm(host, "it has no paging outside of long mode")
-    machine = host.enter(Machine("4M", engine="kvm"))
+    machine = host.enter(Machine("4M", engine="kvm", rescue=False))
     put(machine, COPY)
     state = entry.protected_mode(ORIGIN, paging=True, memory_size=machine.memory.size, **case)
     start(machine, state)
@@ -301,7 +301,7 @@ def test_paging_in_protected_mode(host: Host, case: dict[str, Any]) -> None:
 def test_paging_in_long_mode(host: Host, case: int) -> None:
     if case == GIB1:
         require("pages_1g")
-    machine = host.enter(Machine("4M", engine="kvm"))
+    machine = host.enter(Machine("4M", engine="kvm", rescue=False))
     put(machine, COPY_IN_LONG_MODE)
     start(machine, entry.long_mode(ORIGIN, memory_size=machine.memory.size, page_size=case))
     machine.memory.write(0x5000, b"copy")
