@@ -20,15 +20,11 @@ def command(engines: tuple[str, ...], quick: bool, qemu: bool, as_json: bool) ->
 
     Ratios are the result: nanoseconds change with the machine and its load.
     """
-    import sys
-
+    from kvmpy.cli.progress import Bar
     from kvmpy.lab.dispatch import run
 
-    def progress(share: float) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{share:4.0%}", end="\r", file=sys.stderr, flush=True)
-
-    report = run(engines or ("kvm", "translate"), quick, progress)
+    with Bar() as bar:
+        report = run(engines or ("kvm", "translate"), quick, bar.show)
     if qemu:
         from kvmpy.lab.qemu import compare
 

@@ -17,15 +17,11 @@ def command(quick: bool, as_json: bool) -> None:
 
     The ratio to a plain exit of the same run is the result: nanoseconds change with the machine and its load.
     """
-    import sys
-
+    from kvmpy.cli.progress import Bar
     from kvmpy.lab.rescue import run
 
-    def progress(share: float) -> None:
-        if sys.stderr.isatty():
-            print(f"\r{share:4.0%}", end="\r" if share < 1 else "\r    \r", file=sys.stderr, flush=True)
-
-    report = run(quick, progress)
+    with Bar() as bar:
+        report = run(quick, bar.show)
     if as_json:
         import json
 
