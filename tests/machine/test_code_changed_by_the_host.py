@@ -9,6 +9,8 @@ import pytest
 
 from kvmpy.machine.machine import Machine
 
+pytestmark = pytest.mark.kvmpy(memory="1M", mode="real", trace=False)
+
 PORT = 0x10
 CODE = 0x1100
 # l: call f; out %al, $0x10; jmp l -- f, in another page's middle: mov $1, %al; ret
@@ -83,16 +85,16 @@ def writer(request: pytest.FixtureRequest) -> Iterator[Writer]:
     yield WRITERS[request.param]()
 
 
-def test_between_two_exits_of_one_run(bare: Callable[..., Machine], writer: Writer) -> None:
-    machine = bare(LOOP)
+def test_between_two_exits_of_one_run(machines: Callable[..., Machine], writer: Writer) -> None:
+    machine = machines(LOOP)
     device = Modifier(machine, writer)
     machine.ports.attach(PORT, 1, device)
     machine.run(timeout=10)
     assert device.seen == list(range(1, ROUNDS + 1))
 
 
-def test_with_a_view_from_before_the_run(bare: Callable[..., Machine], writer: Writer) -> None:
-    machine = bare(LOOP)
+def test_with_a_view_from_before_the_run(machines: Callable[..., Machine], writer: Writer) -> None:
+    machine = machines(LOOP)
     if isinstance(writer, Kept):
         writer.take(machine)
     device = Modifier(machine, writer)
@@ -106,10 +108,10 @@ def test_with_a_view_from_before_the_run(bare: Callable[..., Machine], writer: W
     assert device.seen == expected
 
 
-def test_code_that_modifies_itself_in_a_page_that_is_viewed(bare: Callable[..., Machine]) -> None:
+def test_code_that_modifies_itself_in_a_page_that_is_viewed(machines: Callable[..., Machine]) -> None:
     """The guest changes it, and data beside it, and so does the host."""
     code = bytes.fromhex("e8fd00e610fe062011fe060111ebf1").ljust(0x100, b"\x90") + bytes.fromhex("b001c3")
-    machine = bare(code)  # incb 0x1120 and incb CODE + 1 behind the OUT
+    machine = machines(code)  # incb 0x1120 and incb CODE + 1 behind the OUT
     view = machine.memory.view(0x1000, 0x1000)
     seen: list[int] = []
 
