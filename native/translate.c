@@ -98,7 +98,7 @@ struct kvmpy_vcpu *kvmpy_translate_new(uint32_t index, const char **error)
 		return NULL;
 	}
 	t->vcpu->engine = t;
-	t->vcpu->nudge = &t->env->nudge;
+	t->vcpu->nudge = &unicorn_front(t->env)->nudge;
 	t->vcpu->enter = kvmpy_translate_enter;
 	return t->vcpu;
 }

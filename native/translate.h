@@ -113,7 +113,7 @@ struct kvmpy_translate {
 	void *unicorn, *cpu;
 	struct unicorn_cpu *env;
 	uint32_t attention;		/* enum translate_attention, atomic */
-	uint64_t blocks;		/* that have begun with env->nudge set */
+	uint64_t blocks;		/* that have begun with a nudge */
 	uint32_t odd_blocks;		/* whose code isn't as expected: none, as found when the library is loaded */
 	uint32_t wasted;		/* stores that looked for code where there is none */
 
@@ -227,11 +227,17 @@ static inline int translate_system_tlb(const struct kvmpy_translate *t)
 	return t->env->mode & MODE_SMAP ? 0 : 2;
 }
 
+/* The next block tells that it begins. From any thread. */
+static inline void translate_nudge(struct kvmpy_translate *t)
+{
+	__atomic_store_n(&unicorn_front(t->env)->nudge, 1, __ATOMIC_SEQ_CST);
+}
+
 /* Something is to be done where the next block begins. From any thread. */
 static inline void translate_attend(struct kvmpy_translate *t, uint32_t what)
 {
 	__atomic_fetch_or(&t->attention, what, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&t->env->nudge, 1, __ATOMIC_SEQ_CST);
+	translate_nudge(t);
 }
 
 /* Whether an instruction that was left in the middle of its MMIO is about to begin again. */

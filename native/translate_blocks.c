@@ -12,15 +12,24 @@
  * 1:
  *
  * and nothing behind an access: no hook of the engine's returns into a block that is to be left. Whoever has something for
- * a block's start to do sets nudge, too: see translate_attend().
+ * a block's start to do sets the nudge, too: see translate_attend().
+ *
+ * A look passes the library's object and 0 to a function, in the shortest code that the addresses allow. So its length
+ * depends on where the system put the object, the code and the library: 12 to 18 bytes.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <string.h>
 
 #include "translate.h"
 
-#define LOOK 17			/* bytes */
 #define CODE_IN_BLOCK 32	/* pointer to a block's code */
+#define START 9			/* bytes of what is written where a block begins */
+
+struct look {
+	uint8_t *code;		/* NULL: there is none */
+	size_t size;
+};
 
 static int (*original_code)(void *context, void *block);
 static void *library_look;	/* the function that a block's code calls first */
@@ -50,62 +59,115 @@ __asm__(
 	".size translate_at_begin, . - translate_at_begin\n"
 );
 
-/* The next look from `code` on, or NULL: mov $engine, %rdi; xor %esi, %esi; call library_look */
-static uint8_t *find_look(const struct kvmpy_translate *t, uint8_t *code, const uint8_t *end)
+/* Bytes of a call to the look's function at `call`: relative, or through a pointer; 0: it is none. */
+static size_t calls_look(const uint8_t *call, const uint8_t *end)
 {
-	uint8_t begin[LOOK - 4] = "\x48\xbf........\x33\xf6\xe8";
+	int32_t distance;
+	void *function;
 
-	memcpy(begin + 2, &t->unicorn, 8);
-	while ((code = memmem(code, end - code, begin, sizeof(begin))) && code + LOOK <= end) {
-		int32_t distance = (uint8_t *)library_look - (code + LOOK);
-
-		if (!memcmp(code + sizeof(begin), &distance, sizeof(distance)))
-			return code;
-		code++;
+	if (end - call >= 5 && call[0] == 0xe8) {
+		memcpy(&distance, call + 1, 4);
+		return call + 5 + distance == (uint8_t *)library_look ? 5 : 0;
 	}
-	return NULL;
+	if (end - call < 6 || call[0] != 0xff || call[1] != 0x15)
+		return 0;
+	memcpy(&distance, call + 2, 4);
+	if (distance < 0 || distance > end - (call + 6) - (ptrdiff_t)sizeof(function))
+		return 0;
+	memcpy(&function, call + 6 + distance, sizeof(function));
+	return function == library_look ? 6 : 0;
 }
 
-static void write_start(uint8_t *code)
+/* Bytes in front of `end`, none of them before `code`, that load the library's object into rdi; 0: they don't. */
+static size_t loads_object(const struct kvmpy_translate *t, const uint8_t *code, const uint8_t *end)
 {
-	uint32_t nudge = offsetof(struct unicorn_cpu, nudge), begin = offsetof(struct unicorn_cpu, begin);
+	uint64_t object = (uint64_t)t->unicorn;
+	uint8_t whole[10] = "\x48\xbf", relative[7] = "\x48\x8d\x3d", low[5] = "\xbf";
+	uint32_t distance = object - (uint64_t)end;
 
-	memcpy(code, "\x83\xbd", 2);
-	memcpy(code + 2, &nudge, 4);
-	memcpy(code + 6, "\0\x74\x08\xff\x95", 5);
-	memcpy(code + 11, &begin, 4);
-	memcpy(code + 15, "\x66\x90", 2);
+	memcpy(whole + 2, &object, 8);
+	memcpy(relative + 3, &distance, 4);
+	memcpy(low + 1, &object, 4);
+	if (end - code >= 10 && !memcmp(end - 10, whole, 10))
+		return 10;
+	if ((int64_t)(object - (uint64_t)end) == (int32_t)distance && end - code >= 7 && !memcmp(end - 7, relative, 7))
+		return 7;
+	return !(object >> 32) && end - code >= 5 && !memcmp(end - 5, low, 5) ? 5 : 0;
 }
 
-static void write_nothing(uint8_t *code)
+/* The next one from `code` on. */
+static struct look find_look(const struct kvmpy_translate *t, uint8_t *code, const uint8_t *end)
 {
-	memcpy(code, "\x66\x0f\x1f\x84\0\0\0\0\0", 9);
-	memcpy(code + 9, "\x0f\x1f\x84\0\0\0\0\0", 8);
+	for (uint8_t *at = code; (at = memmem(at, end - at, "\x33\xf6", 2)); at++) {	/* xor %esi, %esi */
+		size_t before = loads_object(t, code, at), behind = before ? calls_look(at + 2, end) : 0;
+
+		if (behind)
+			return (struct look){ at - before, before + 2 + behind };
+	}
+	return (struct look){ NULL, 0 };
+}
+
+static uint8_t *behind(struct look look)
+{
+	return look.code + look.size;
+}
+
+static void write_nothing(uint8_t *code, size_t size)
+{
+	static const char *const nothings[] = {
+		"", "\x90", "\x66\x90", "\x0f\x1f\0", "\x0f\x1f\x40\0", "\x0f\x1f\x44\0\0", "\x66\x0f\x1f\x44\0\0",
+		"\x0f\x1f\x80\0\0\0\0", "\x0f\x1f\x84\0\0\0\0\0", "\x66\x0f\x1f\x84\0\0\0\0\0",
+	};
+
+	while (size) {
+		size_t part = size > 9 ? 9 : size;
+
+		memcpy(code, nothings[part], part);
+		code += part;
+		size -= part;
+	}
+}
+
+static void write_start(struct look look)
+{
+	enum { FRONT = 0x100 - sizeof(struct unicorn_front) };	/* from rbp on, as a byte */
+	static const uint8_t start[START] = {
+		0x83, 0x7d, FRONT + offsetof(struct unicorn_front, nudge), 0,
+		0x74, 3,
+		0xff, 0x55, FRONT + offsetof(struct unicorn_front, begin),
+	};
+
+	memcpy(look.code, start, START);
+	write_nothing(look.code + START, look.size - START);
 }
 
 static int make_code(void *context, void *block)
 {
 	struct kvmpy_translate *t = current;
 	int size = original_code(context, block);
-	uint8_t *code, *look;
+	struct look look;
+	uint8_t *code;
 
-	if (!t || size < LOOK)
+	if (!t || size < 0)
 		return size;
 	memcpy(&code, (uint8_t *)block + CODE_IN_BLOCK, sizeof(code));
 	look = find_look(t, code, code + size);
-	if (look != code) {
+	if (look.code != code) {
+		/* Nothing could get a vCPU out of it. None is known; a block that isn't as expected is no reason to hang. */
 		t->odd_blocks++;
+		if (t->inside)
+			translate_stop(t, -ENOTSUP);
 		return size;
 	}
-	write_start(code);
-	while ((look = find_look(t, look + LOOK, code + size)))
-		write_nothing(look);
+	write_start(look);
+	while ((look = find_look(t, behind(look), code + size)).code)
+		write_nothing(look.code, look.size);
 	return size;
 }
 
 void translate_prepare_blocks(struct kvmpy_translate *t)
 {
-	t->env->begin = translate_at_begin;
+	unicorn_front(t->env)->begin = translate_at_begin;
 	t->env->engine = t;
 }
 

@@ -198,7 +198,7 @@ static int prepare(struct kvmpy_translate *t)
 		__atomic_fetch_and(&t->attention, ~ATTENTION_WINDOW, __ATOMIC_RELAXED);
 	/* An MMIO instruction runs on to its end first: the next block, or the next exit, sees what there is to do. */
 	if (stop)
-		t->env->nudge = 1;
+		translate_nudge(t);
 	if (dirty | wrote || (t->wait.kind != WAIT_MMIO && (stop || translate_has_event(t))))
 		translate_park(t);
 	if (t->inside)

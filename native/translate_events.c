@@ -146,17 +146,17 @@ static bool must_wait(const struct kvmpy_translate *t)
 }
 
 /*
- * A block begins, and env->nudge is set; `where` is in its code. No instruction is half done. Blocks are counted as long as
+ * A block begins, and there is a nudge; `where` is in its code. No instruction is half done. Blocks are counted as long as
  * the count tells whether one has begun since an access to MMIO.
  */
 void translate_begin_block(struct unicorn_cpu *env, uintptr_t where)
 {
 	struct kvmpy_translate *t = env->engine;
 
-	__atomic_exchange_n(&env->nudge, ++t->blocks <= t->mmio.block, __ATOMIC_SEQ_CST);
+	__atomic_exchange_n(&unicorn_front(env)->nudge, ++t->blocks <= t->mmio.block, __ATOMIC_SEQ_CST);
 	if (likely(!(t->run->immediate_exit | t->attention)))
 		return;
-	__atomic_store_n(&env->nudge, 1, __ATOMIC_SEQ_CST);
+	translate_nudge(t);
 	if (must_wait(t))
 		return;
 	unicorn.restore_state(t->cpu, where, true);

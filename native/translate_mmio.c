@@ -30,7 +30,7 @@ static bool in_the_middle(struct kvmpy_translate *t)
 
 	t->mmio.rip = t->env->rip;
 	t->mmio.block = t->blocks;
-	t->env->nudge = 1;
+	translate_nudge(t);
 	if (!known || t->mmio.count == TRANSLATE_ACCESSES)
 		t->mmio.count = t->mmio.replay = 0;
 	return t->mmio.count;
@@ -40,7 +40,7 @@ static bool in_the_middle(struct kvmpy_translate *t)
 static void begin_again(struct kvmpy_translate *t)
 {
 	t->mmio.block = t->blocks + 1;	/* it is the first in its block then */
-	t->env->nudge = 1;
+	translate_nudge(t);
 	t->mmio.replay = 0;
 	t->mmio.left = t->mmio.beyond = 0;
 }

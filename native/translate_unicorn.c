@@ -81,7 +81,7 @@ bool kvmpy_unicorn_find(void *engine, void **cpu, struct unicorn_cpu **env)
 		seen[0] == marks[0] && seen[15] == marks[1];
 	if (found)
 		(*env)->regs[0] = (*env)->regs[15] = 0;
-	return found;
+	return found && !((uintptr_t)*env % 16) && !unicorn_front(*env)->nudge && !unicorn_front(*env)->begin;
 }
 
 static bool msr_is(void *engine, uint32_t index, uint64_t value)
@@ -177,11 +177,11 @@ static bool blocks_fit(void *engine, void *cpu, struct unicorn_cpu *env)
 		*t = (struct kvmpy_translate) { .run = run, .unicorn = engine, .cpu = cpu, .env = env };
 		memcpy(page, "\xeb\x00\xf4", 3);
 		translate_prepare_blocks(t);
-		env->nudge = 1;
+		unicorn_front(env)->nudge = 1;
 		translate_running(t);
 		fit = !unicorn.map(engine, 0x2000, 4096, UNICORN_ALL, page) &&
 		      !unicorn.start(engine, 0x2000, -1, 0, 0) && env->rip == 0x2003 && t->blocks == 1 &&
-		      !t->odd_blocks && !env->nudge;
+		      !t->odd_blocks && !unicorn_front(env)->nudge;
 		translate_running(NULL);
 		unicorn.unmap(engine, 0x2000, 4096);
 	}

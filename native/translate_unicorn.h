@@ -50,12 +50,9 @@ struct unicorn_cpu {
 	uint8_t mxcsr_padding[4];
 	uint8_t vectors[32][64];
 	uint8_t unused_vectors[1864];
-	/* The last register of AVX-512 that nothing translated touches: the engine's own (translate_blocks.c). */
-	uint32_t nudge;			/* whether a block's start must be told of; from any thread */
-	uint8_t nudge_padding[4];
-	void (*begin)(void);
+	/* The last register of AVX-512, which nothing translated touches: the engine's own. */
 	void *engine;
-	uint8_t unused_vector[40];
+	uint8_t unused_vector[56];
 	uint32_t sysenter_cs;
 	uint8_t sysenter_padding[4];
 	uint64_t sysenter_esp, sysenter_eip;
@@ -92,7 +89,7 @@ UNICORN_AT(fpu, 624);
 UNICORN_AT(fpu_ip, 760);
 UNICORN_AT(mxcsr, 816);
 UNICORN_AT(vectors, 824);
-UNICORN_AT(nudge, 4736);
+UNICORN_AT(engine, 4736);
 UNICORN_AT(sysenter_cs, 4800);
 UNICORN_AT(lstar, 4840);
 UNICORN_AT(xcr0, 4904);
@@ -102,6 +99,23 @@ UNICORN_AT(dr, 5400);
 UNICORN_AT(exception_in_flight, 5496);
 UNICORN_AT(tsc_offset, 5512);
 UNICORN_AT(tpr, 5556);
+
+/*
+ * What lies in front of it: 12 bytes that nothing is in, as the state begins at a multiple of 16. The engine's own, for from
+ * translated code they can be named in the fewest bytes (translate_blocks.c).
+ */
+struct unicorn_front {
+	uint32_t countdown;		/* the library's */
+	uint32_t nudge;			/* whether a block's start must be told of; from any thread */
+	void (*begin)(void);
+};
+
+_Static_assert(sizeof(struct unicorn_front) == 16, "unicorn_front");
+
+static inline struct unicorn_front *unicorn_front(struct unicorn_cpu *env)
+{
+	return (struct unicorn_front *)env - 1;
+}
 
 enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS };
 

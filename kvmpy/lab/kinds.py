@@ -126,12 +126,6 @@ def _no_hypercalls(bench: Bench) -> str:
     return "VMCALL in ring 0 never comes back on PVM hosts" if bench.technique == "PVM" else ""
 
 
-def _no_kick(bench: Bench) -> str:
-    if bench.engine == "translate":
-        return "a translated loop of PAUSEs that is kicked every 100 µs may take minutes to be left"
-    return ""
-
-
 def _no_ple(bench: Bench) -> str:
     if bench.engine == "translate":
         return "the translate engine doesn't watch PAUSE"
@@ -320,7 +314,7 @@ def _host() -> list[Kind]:
     return [
         Kind(group, "kvm_run_immediate_exit", "KVM_RUN with immediate_exit: into the kernel and back, no guest",
              Loop(h.immediate_exit), Floor(halt, method="immediate")),
-        Kind(group, "kick", "kick from another thread, to the return of run()", Loop(h.kick), None, _no_kick),
+        Kind(group, "kick", "kick from another thread, to the return of run()", Loop(h.kick)),
         Kind(group, "get_regs", "fetch the general registers, from Python", Loop(h.get_regs),
              Floor(halt, method="get_regs")),
         Kind(group, "set_regs", "set them, from Python", Loop(h.set_regs), Floor(halt, method="set_regs")),

@@ -102,7 +102,8 @@ class Settings:
 
 
 class Result:
-    """All rounds of one kind on one engine; ``rounds`` are dicts of what is worth keeping of each."""
+    """All rounds of one kind on one engine; ``rounds`` are dicts of what is worth keeping of each,
+    ``trouble`` is why the last one that failed did."""
 
     def __init__(self, kind: Kind, engine: str) -> None:
         self.kind = kind
@@ -114,6 +115,7 @@ class Result:
         self.stats: dict[str, int] = {}
         self.trace: dict[str, Any] | None = None
         self.floor_missing = ""
+        self.trouble = ""
 
     def add(self, number: int, round_: Round, floor: Round | None, ratios: Sequence[float]) -> None:
         """Round ``number``, with the floor's beside it, and the ratio of the two in each slice."""
@@ -191,6 +193,14 @@ class Laboratory:
             os.sched_setaffinity(0, self._allowed)
             self.load["after"] = load_average()
             self.elapsed = time.monotonic() - began
+        self._drop_empty()
+
+    def _drop_empty(self) -> None:
+        """What no round measured is said to be missing, with the reason."""
+        for result in self.results:
+            if not result.rounds:
+                reason = result.trouble or self.partial or "no round came to it"
+                self.unavailable.append((result.kind.name, result.engine, reason))
         self.results = [result for result in self.results if result.rounds]
 
     # Where
@@ -355,6 +365,7 @@ class Laboratory:
             rounds, ratios = self._slices(kind, trials, seconds, number, samples)
             after = trials[0].stats()
         except KvmpyError as error:
+            result.trouble = str(error)
             self.warnings.append(f"{kind.name} on {result.engine}, round {number + 1}: {error}")
             return
         finally:

@@ -91,10 +91,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     settings = session.settings_of(metafunc.definition)
     if FIXTURE not in metafunc.fixturenames:
         return
-    engines = _chosen(metafunc.config, "engine", ENGINES)
+    chosen = engines = _chosen(metafunc.config, "engine", ENGINES)
     if settings.engine not in (None, "auto"):
-        engines = [each for each in engines if each in (settings.engine, "auto")] or engines[:1]
-    if len(engines) > 1:
+        engines = [each for each in chosen if each in (settings.engine, "auto")] or chosen[:1]
+    if engines != chosen[:1]:
         metafunc.parametrize(FIXTURE, engines, indirect=True, scope="session")
 
 

@@ -40,6 +40,10 @@ def test_a_test_for_one_engine_only(inner: Inner) -> None:
     assert [line for line in result.outlines if "::" in line] == ["test_it.py::test_counts"]
     result = inner(body, "-rs", "--kvmpy-engine=translate", engine=False)
     result.stdout.fnmatch_lines(["SKIPPED*for the kvm engine only, and this run is for translate"])
+    body = '@pytest.mark.kvmpy(engine="translate")' + COUNTS
+    result = inner(body, "--collect-only", "-q", "--kvmpy-engine=kvm,translate", engine=False)
+    result.stdout.fnmatch_lines(["test_it.py::test_counts[[]translate]"])
+    assert "[kvm]" not in result.stdout.str()
 
 
 def test_rescue_is_off_unless_a_test_wants_it(inner: Inner) -> None:
