@@ -262,7 +262,7 @@ SCREEN = 0xB8000
 
 
 def test_mmio_in_real_mode(host: Host) -> None:
-    machine = host.enter(Machine("512K", engine="kvm", rescue=False))
+    machine = host.machine(memory="512K", trace=False)
     device = Recorder()
     machine.mmio.attach(SCREEN, 0x1000, device)
     put(machine, REAL)

@@ -171,7 +171,7 @@ GDT = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00009B000000FFFF, 0x00009300
 
 def real(host: Host, what: Code, *, handlers: dict[int, Code] | None = None, **state: Any) -> Machine:
     """A machine of 1 MiB and 4 KiB above it at 1.5 MiB, in real mode; ``handlers`` by vector."""
-    machine = host.enter(Machine("1M", engine="kvm", rescue=False))
+    machine = host.machine(memory="1M", trace=False)
     machine.memory.add(0x180000, 0x1000)
     put(machine, what)
     for vector, handler in (handlers or {}).items():
@@ -211,7 +211,7 @@ def test_real_mode_segment_loads_are_seen_by_the_host(host: Host) -> None:
 
 
 def test_reset_starts_sixteen_bytes_below_four_gibibytes(host: Host) -> None:
-    machine = host.enter(Machine("1M", engine="kvm", rescue=False))
+    machine = host.machine(memory="1M", trace=False)
     machine.memory.add(0xFFFFF000, 0x1000, readonly=True, name="rom")
     machine.memory.write(0xFFFFFFF0, AFTER_RESET.data, force=True)
     put(machine, HALT)

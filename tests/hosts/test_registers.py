@@ -11,7 +11,6 @@ from suite import Host, cases, raises
 
 from kvmpy._native import ffi
 from kvmpy.errors import KvmError
-from kvmpy.machine.machine import Machine
 from kvmpy.x86 import entry
 from kvmpy.x86 import registers as bits
 from kvmpy.x86.paging import GIB1, KIB4, MIB2, MIB4
@@ -282,7 +281,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
 @cases(**SCHEMES)
 def test_paging_in_protected_mode(host: Host, case: dict[str, Any]) -> None:
     not_on_pvm(host, "it has no paging outside of long mode")
-    machine = host.enter(Machine("4M", engine="kvm", rescue=False))
+    machine = host.machine(memory="4M", trace=False)
     put(machine, COPY)
     state = entry.protected_mode(ORIGIN, paging=True, memory_size=machine.memory.size, **case)
     start(machine, state)
@@ -301,7 +300,7 @@ def test_paging_in_protected_mode(host: Host, case: dict[str, Any]) -> None:
 def test_paging_in_long_mode(host: Host, case: int) -> None:
     if case == GIB1:
         require("pages_1g")
-    machine = host.enter(Machine("4M", engine="kvm", rescue=False))
+    machine = host.machine(memory="4M", trace=False)
     put(machine, COPY_IN_LONG_MODE)
     start(machine, entry.long_mode(ORIGIN, memory_size=machine.memory.size, page_size=case))
     machine.memory.write(0x5000, b"copy")
