@@ -137,17 +137,35 @@ class _Control:
         self._machine.stop()
 
 
-class GuestTrial:
+class _Open:
+    """What has to be ended; a context manager that does."""
+
+    def __init__(self) -> None:
+        self.closing: list[Callable[[], object]] = []
+
+    def close(self) -> None:
+        """Ends the machine and what the kind set up beside it, the last one first."""
+        while self.closing:
+            self.closing.pop()()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+
+class GuestTrial(_Open):
     """A machine whose guest loops over one kind of exit.
 
     ``settings`` are a guest kind's (kvmpy.lab.kinds.Guest). A context manager; Unavailable when it can't be set up.
     """
 
     def __init__(self, bench: Bench, settings: Any) -> None:
+        super().__init__()
         self.bench = bench
         self.settings = settings
         self.keep: list[Any] = []
-        self.closing: list[Callable[[], object]] = []
         self._collector = Collector(settings.chunk)
         self.closing.append(self._collector.close)
         try:
@@ -250,17 +268,6 @@ class GuestTrial:
                     found[name] = found.get(name, 0) + value
         return found
 
-    def close(self) -> None:
-        """Ends the machine and what the kind set up beside it."""
-        while self.closing:
-            self.closing.pop()()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.close()
-
 
 def align_tsc(vcpu: Any) -> bool:
     """Makes the guest's TSC the host's, so that time stamps of both are on one scale; False where that can't be asked
@@ -272,13 +279,14 @@ def align_tsc(vcpu: Any) -> bool:
     return True
 
 
-class FloorTrial:
+class FloorTrial(_Open):
     """The same exits from a bare C loop (native/floor.c): no run loop, no bus, no Python. The kvm engine's only.
 
     Raises Unavailable.
     """
 
     def __init__(self, bench: Bench, floor: Any, chunk: int = CHUNK) -> None:
+        super().__init__()
         self.bench = bench
         image = ffi.from_buffer(bench.image.data)
         name = ffi.new("char[]", floor.entry.encode())
@@ -291,6 +299,7 @@ class FloorTrial:
         self._native: Any = lib.kvmpy_floor_open(setup)
         if self._native == ffi.NULL:
             raise MemoryError("no memory for the floor")
+        self.closing.append(self._end)
         if self._native.failed != ffi.NULL:
             step, number = ffi.string(self._native.failed).decode(), ffi.errno
             self.close()
@@ -323,26 +332,19 @@ class FloorTrial:
             if error or native.collector.chunks >= chunks or self.bench.tsc() >= deadline:
                 return int(error)
 
-    def close(self) -> None:
-        """Ends the floor's VM."""
+    def _end(self) -> None:
         native, self._native = self._native, ffi.NULL
         lib.kvmpy_floor_close(native)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *details: object) -> None:
-        self.close()
-
-
-class LoopTrial:
+class LoopTrial(_Open):
     """Something the host does without a guest, or to one: ``settings.start(trial)`` gives a function that does one
     chunk and records it (kvmpy.lab.host_kinds)."""
 
     def __init__(self, bench: Bench, settings: Any) -> None:
+        super().__init__()
         self.bench = bench
         self.settings = settings
-        self.closing: list[Callable[[], object]] = []
         collector = Collector(CHUNK)
         self.closing.append(collector.close)
         self.collector = collector.native
@@ -376,14 +378,3 @@ class LoopTrial:
             self._chunk()
         except (EngineError, KvmError) as error:
             raise Unavailable(str(error)) from error
-
-    def close(self) -> None:
-        """Ends what the kind set up."""
-        while self.closing:
-            self.closing.pop()()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvmpy.errors import UsageError
 from kvmpy.testing.problems import SerialError
 
 TYPE_CHECKING = False
@@ -56,14 +57,16 @@ class SerialLine:
             self._stop()
 
     def send(self, data: str | bytes) -> None:
-        """Types ``data``; the guest reads it when it runs."""
-        self.receive(data.encode() if isinstance(data, str) else data)
+        """Types ``data``; the guest reads it when it runs. UsageError if it is neither text nor bytes."""
+        if not isinstance(data, (str, bytes, bytearray, memoryview)):
+            raise UsageError(f"send() takes text or bytes, not {data!r}")
+        self.receive(data.encode() if isinstance(data, str) else bytes(data))
 
     def expect(self, pattern: Expected, timeout: float | None = None) -> Match[bytes]:
         """Runs the guest until it has sent ``pattern``: text as it is, or a compiled regular expression.
 
         Returns the match; its groups are bytes. Raises SerialError if the guest ends without, or after ``timeout``
-        seconds (None: the test's own limit, and then GuestHang).
+        seconds (None: the test's own limit, and then GuestHang); UsageError for a ``pattern`` that is none.
         """
         __tracebackhide__ = True
         wanted = _compile(pattern)
@@ -98,6 +101,8 @@ def _compile(pattern: Expected) -> Pattern[bytes]:
         return re.compile(re.escape(pattern.encode()))
     if isinstance(pattern, bytes):
         return re.compile(re.escape(pattern))
+    if not isinstance(pattern, re.Pattern):
+        raise UsageError(f"expect() takes text, bytes or a compiled regular expression, not {pattern!r}")
     if isinstance(pattern.pattern, bytes):
         return re.compile(pattern.pattern, pattern.flags)
     return re.compile(pattern.pattern.encode(), pattern.flags & ~re.UNICODE)

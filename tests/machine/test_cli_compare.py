@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import need
 
-from kvmpy.errors import EngineError
 from kvmpy.lab.variants import groups
-from kvmpy.machine.engine import open_engine
 
 
 @pytest.fixture
 def both() -> None:
     for name in ("kvm", "translate"):
-        try:
-            open_engine(name)
-        except EngineError as error:
-            pytest.skip(f"engine {name}: {error}")
+        need(name)
 
 
 def test_they_agree(command: Any, both: None) -> None:

@@ -6,18 +6,10 @@ import json
 import os
 from typing import Any
 
-from kvmpy.errors import EngineError
-from kvmpy.machine.engine import open_engine
+from engines import why_not
+
 from kvmpy.machine.host import GROUPS, facts
 from kvmpy.machine.host_capabilities import USED
-
-
-def works(engine: str) -> bool:
-    try:
-        open_engine(engine)
-    except EngineError:
-        return False
-    return True
 
 
 def test_json(command: Any) -> None:
@@ -26,8 +18,8 @@ def test_json(command: Any) -> None:
     said = json.loads(result.stdout)
     assert said["schema"] == 1
     assert list(said) == ["schema", "kvmpy", *GROUPS]
-    assert said["engines"]["kvm"]["value"] is works("kvm")
-    assert said["engines"]["translate"]["value"] is works("translate")
+    assert said["engines"]["kvm"]["value"] is (not why_not("kvm"))
+    assert said["engines"]["translate"]["value"] is (not why_not("translate"))
     assert said["host"]["kernel"]["value"] == os.uname().release
     assert set(said["capabilities"]) == set(USED)
     assert said["permissions"]["kvm_access"]["value"] is os.access("/dev/kvm", os.R_OK | os.W_OK)

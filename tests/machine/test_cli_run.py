@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import need
 
 from kvmpy.boot import bundled
-from kvmpy.errors import EngineError
-from kvmpy.machine.engine import open_engine
 from kvmpy.machine.sizes import host_memory
 
 HLT = b"\xf4"
@@ -25,25 +24,12 @@ HLT = b"\xf4"
 
 @pytest.fixture(params=["kvm", "translate"])
 def engine(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    try:
-        open_engine(name)
-    except EngineError as error:
-        pytest.skip(f"engine {name}: {error}")
-    return name
+    return need(request.param)
 
 
 @pytest.fixture
 def any_engine() -> None:
-    try:
-        open_engine("auto")
-    except EngineError as error:
-        pytest.skip(str(error))
-
-
-def needs_vcpus(engine: str, count: int) -> None:
-    if open_engine(engine).max_vcpus < count:
-        pytest.skip(f"engine {engine} has {open_engine(engine).max_vcpus} vCPU, {count} are needed")
+    need("auto")
 
 
 def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
@@ -64,7 +50,7 @@ def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
     ],
 )
 def test_guest_runs(command: Any, engine: str, image: str, status: int, output: bytes) -> None:
-    needs_vcpus(engine, 2 if image == "smp-hello" else 1)
+    need(engine, vcpus=2 if image == "smp-hello" else 1)
     result = command("run", image, "--engine", engine)
     assert (result.returncode, result.stdout, result.stderr) == (status, output, b"")
 
@@ -196,7 +182,7 @@ def test_serial_to_a_file(command: Any, engine: str, tmp_path: Path) -> None:
 def test_a_signal_stops_the_guest_and_the_report_is_whole(
     command: Any, engine: str, tmp_path: Path, number: signal.Signals, cpus: str
 ) -> None:
-    needs_vcpus(engine, int(cpus))
+    need(engine, vcpus=int(cpus))
     report, trace = tmp_path / "report", tmp_path / "trace"
     with command.start(
         "run", "real-echo", "--engine", engine, "--cpus", cpus, "--report", str(report), "--trace", str(trace),

@@ -8,21 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-from kvmpy.errors import EngineError
-from kvmpy.machine.engine import open_engine
+from engines import need
 
 Start = Callable[..., Any]
 
 
 @pytest.fixture(params=["kvm", "translate"])
 def engine(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    try:
-        open_engine(name)
-    except EngineError as error:
-        pytest.skip(f"engine {name}: {error}")
-    return name
+    return need(request.param)
 
 
 @pytest.fixture
@@ -79,8 +72,7 @@ def test_signals(spinning: Any, number: signal.Signals) -> None:
 
 
 def test_several_vcpus_stop_too(terminal: Start, engine: str) -> None:
-    if open_engine(engine).max_vcpus < 3:
-        pytest.skip(f"engine {engine} has {open_engine(engine).max_vcpus} vCPU")
+    need(engine, vcpus=3)
     screen = terminal("run", "real-echo", "--cpus", "3", "--engine", engine)
     screen.read_until(b"Type a line: ")
     screen.until_raw()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+from engines import need
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,13 +23,8 @@ def examples(page: str) -> str:
 
 
 def test_fast_path_examples() -> None:
-    from kvmpy.errors import EngineError
-    from kvmpy.machine.engine import open_engine
 
-    try:
-        open_engine("kvm")
-    except EngineError as error:
-        pytest.skip(f"engine kvm: {error}")
+    need("kvm")
     source = examples("fast-path.md")
     assert source.count("kvmpy.Machine(") == 5
     exec(compile(source, str(DOCS / "fast-path.md"), "exec"), {"__name__": "fast_path"})

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import need, working
 
-from kvmpy.errors import EngineError, KvmError
+from kvmpy.errors import KvmError
 from kvmpy.lab import report as reports
 from kvmpy.lab.clock import tsc_frequency
 from kvmpy.lab.fingerprint import fingerprint
@@ -22,20 +23,8 @@ from kvmpy.lab.guests import LabImage
 from kvmpy.lab.kinds import KINDS, Kind, choose
 from kvmpy.lab.measuring import Laboratory, Settings
 from kvmpy.lab.trial import CHUNK, PARTS, Bench, GuestTrial, Unavailable
-from kvmpy.machine.engine import open_engine
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def engines() -> list[str]:
-    found = []
-    for name in ("kvm", "translate"):
-        try:
-            open_engine(name)
-        except EngineError:
-            continue
-        found.append(name)
-    return found
 
 
 def bench(engine: str, spin: int = 0) -> Bench:
@@ -56,8 +45,7 @@ def lab(*kinds: str, engine: str, **settings: Any) -> dict[str, Any]:
 
 @pytest.fixture(params=["kvm", "translate"])
 def engine(request: pytest.FixtureRequest) -> str:
-    if request.param not in engines():
-        pytest.skip(f"the {request.param} engine doesn't work on this host")
+    need(request.param)
     return str(request.param)
 
 
@@ -78,8 +66,7 @@ def test_every_sample_is_counted_once(engine: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["outl_to_user", "inl_from_python", "mmio_read_python", "hlt"])
 def test_the_split_is_the_whole(name: str) -> None:
-    if "kvm" not in engines():
-        pytest.skip("the kvm engine doesn't work on this host: only it crosses into C for each exit")
+    need("kvm")
     with choose([name])[0].open(bench("kvm")) as trial:
         for _ in range(20):
             found = trial.round(0.2, 8)
@@ -93,16 +80,14 @@ def test_the_split_is_the_whole(name: str) -> None:
 
 
 def test_kinds_without_an_exit_to_user_space_have_no_split() -> None:
-    if "kvm" not in engines():
-        pytest.skip("the kvm engine doesn't work on this host")
+    need("kvm")
     with choose(["cpuid"])[0].open(bench("kvm")) as trial:
         found = trial.round(0.2, 8)
     assert found.parts["handler"].total <= found.total.total // 10  # a signal may bring one up
 
 
 def test_a_handicap_is_in_the_handler_and_nowhere_else() -> None:
-    if "kvm" not in engines():
-        pytest.skip("the kvm engine doesn't work on this host")
+    need("kvm")
     least = {}
     for spin in (0, 50_000):
         with choose(["outl_to_user"])[0].open(bench("kvm", spin)) as trial:
@@ -158,8 +143,7 @@ def test_what_no_round_measured_is_said_to_be_missing(monkeypatch: pytest.Monkey
 
 
 def test_the_floor_is_beside_what_it_is_the_floor_of() -> None:
-    if "kvm" not in engines():
-        pytest.skip("the kvm engine doesn't work on this host")
+    need("kvm")
     found = lab("outl_to_user", engine="kvm")["results"][0]
     assert found["floor"]["samples"] > 0 and 0.5 < found["floor"]["ratio"]["value"] < 2
     assert all("ratio" in round_ for round_ in found["rounds"] if round_["samples"] and "floor_p50" in round_)
@@ -168,8 +152,7 @@ def test_the_floor_is_beside_what_it_is_the_floor_of() -> None:
 
 @pytest.mark.parametrize("name", ["kvm_run_immediate_exit", "get_regs", "set_regs", "outl_to_user"])
 def test_a_floor_has_a_chunk_however_little_time_there_is(name: str) -> None:
-    if "kvm" not in engines():
-        pytest.skip("the kvm engine doesn't work on this host")
+    need("kvm")
     with choose([name])[0].open_floor(bench("kvm")) as trial:
         found = trial.round(0.0)
     assert found.total.total + found.interrupted.total >= 32
@@ -181,8 +164,8 @@ def test_without_a_floor(engine: str) -> None:
 
 
 def test_two_engines_in_one_report() -> None:
-    if len(engines()) < 2:
-        pytest.skip(f"only the engines {engines()} work on this host")
+    if len(working()) < 2:
+        pytest.skip(f"only the engines {working()} work on this host")
     laboratory = Laboratory(Settings(["cpuid"], ["kvm", "translate"], seconds=0.5, rounds=2))
     laboratory.run()
     assert [result.engine for result in laboratory.results] == ["kvm", "translate"]
@@ -242,8 +225,7 @@ def test_ctrl_c_leaves_what_there_is(tmp_path: Path, engine: str) -> None:
 
 
 def test_the_floor_as_a_program(tmp_path: Path) -> None:
-    if "kvm" not in engines():
-        pytest.skip("the kvm engine doesn't work on this host")
+    need("kvm")
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         pytest.skip("no C compiler")
@@ -305,7 +287,7 @@ def test_json_on_stdout_is_nothing_else() -> None:
         "bench",
         "exits",
         "--engine",
-        engines()[0],
+        working()[0],
         "--seconds",
         "0.3",
         "--rounds",
@@ -373,7 +355,7 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
         "bench",
         "exits",
         "--engine",
-        engines()[0],
+        working()[0],
         "--seconds",
         "1",
         "--rounds",

@@ -8,13 +8,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from engines import working
 from expected_outputs import EXPECTED, INPUT
 
 from kvmpy.boot import bundled
-from kvmpy.errors import EngineError
 from kvmpy.lab.lockstep import Lockstep, NotComparable, Side, same_cpuid
 from kvmpy.lab.twins import Guest, compare
-from kvmpy.machine.engine import open_engine
 from kvmpy.machine.machine import Machine
 
 LONG_ENOUGH = 100.0
@@ -27,20 +26,9 @@ STEADY = [
 ]
 
 
-def engines() -> list[str]:
-    found = []
-    for name in ("kvm", "translate"):
-        try:
-            open_engine(name)
-        except EngineError:
-            continue
-        found.append(name)
-    return found
-
-
 @pytest.fixture
 def both() -> list[str]:
-    names = engines()
+    names = working()
     if len(names) < 2:
         pytest.skip(f"lock step needs two engines: this host has {' and '.join(names) or 'none'}")
     return names
@@ -88,7 +76,7 @@ def test_what_a_run_costs_is_told_of_each(both: list[str]) -> None:
 
 
 def pair(stack: ExitStack, guest: Guest, engine: str = "") -> list[Side]:
-    engine = engine or engines()[0]
+    engine = engine or working()[0]
     made = [guest.machine(engine, stack) for _ in range(2)]
     same_cpuid([machine for machine, _ in made])
     return [Side(name, machine, out) for name, (machine, out) in zip(("good", "bad"), made, strict=True)]

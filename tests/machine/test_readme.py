@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import need
 
 from kvmpy.cli import COMMANDS
-from kvmpy.errors import EngineError
-from kvmpy.machine.engine import open_engine
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -26,10 +25,7 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture
 def any_engine() -> None:
-    try:
-        open_engine("auto")
-    except EngineError as error:
-        pytest.skip(str(error))
+    need("auto")
 
 
 def test_the_example_prints_what_it_says(any_engine: None) -> None:

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from engines import need
 
-from kvmpy.errors import EngineError
 from kvmpy.lab import report as reports
 from kvmpy.lab.compare import SAME, SLOWER, Comparison
 from kvmpy.lab.measuring import QUICK_ROUNDS, QUICK_SECONDS, ROUNDS, Laboratory, Settings
-from kvmpy.machine.engine import open_engine
 
 KIND = "outl_to_user"
 HANDICAPPED = (KIND, "mmio_write_user", "rdmsr_from_user")
@@ -34,16 +33,9 @@ def run(kind: str = KIND, handicap: int = 0) -> dict[str, Any]:
     return json.loads(reports.dumps(reports.build(laboratory)))  # type: ignore[no-any-return]
 
 
-def needs(engine: str) -> None:
-    try:
-        open_engine(engine)
-    except EngineError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture
 def kvm() -> None:
-    needs("kvm")
+    need("kvm")
 
 
 def five_percent(kind: str = KIND) -> int:
@@ -86,7 +78,7 @@ def test_five_percent_are_found(kind: str) -> None:
 @pytest.mark.parametrize("engine", ["kvm", "translate"])
 def test_a_quick_run_of_everything_keeps_its_time(engine: str) -> None:
     """Time is what it promises: 10 s, of which the settings plan six."""
-    needs(engine)
+    need(engine)
     began = time.monotonic()
     Laboratory(Settings((), [engine], QUICK_SECONDS, QUICK_ROUNDS, keep=True)).run()
     assert time.monotonic() - began < 10

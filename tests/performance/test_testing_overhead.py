@@ -7,11 +7,10 @@ from collections.abc import Generator
 from statistics import median
 
 import pytest
+from engines import need
 
 import kvmpy.testing.guest
 import kvmpy.testing.session  # noqa: F401  here, or each session inside imports them anew
-from kvmpy.errors import EngineError
-from kvmpy.machine.engine import open_engine
 
 pytest_plugins = ["pytester"]
 
@@ -56,10 +55,7 @@ class Stopwatch:
 def test_a_guest_test_costs_at_most_twice_its_machine(
     pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        open_engine("kvm")
-    except EngineError as error:
-        pytest.skip(f"engine kvm: {error}")
+    need("kvm")
     pytester.makepyfile(test_it=FILE.format(count=TESTS))
     watch = Stopwatch()
     options = ("-q", "-p", "no:hypothesispytest", "--kvmpy-engine=kvm")

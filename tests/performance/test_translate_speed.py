@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 
 import pytest
+from engines import need
 from test_startup import measure
 
-from kvmpy.errors import EngineError
 from kvmpy.lab.compute import LOOPS, QUICK_ROUNDS, compare
-from kvmpy.machine.engine import open_engine
 from kvmpy.machine.machine import Machine
 
 AIM, LEAST = 0.9, 0.5
@@ -23,10 +22,7 @@ ROUNDS = 11
 
 @pytest.fixture(autouse=True)
 def translate() -> None:
-    try:
-        open_engine("translate")
-    except EngineError as error:
-        pytest.skip(f"engine translate: {error}")
+    need("translate")
 
 
 def test_computing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,10 +83,7 @@ def test_views_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_cold_start(capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        open_engine("kvm")
-    except EngineError as error:
-        pytest.skip(f"engine kvm: {error}")
+    need("kvm")
     run = ["-m", "kvmpy", "run", "long-hello", "--engine"]
     best = measure({engine: [*run, engine] for engine in ("kvm", "translate")}, ROUNDS)
     ratio = best["translate"] / best["kvm"]

@@ -132,6 +132,14 @@ IN_THE_TEST = {
             " or use new_guest() for a second machine"
         ],
     ),
+    "a number on the serial line": (
+        "guest.serial.send(5)",
+        ["E *UsageError: send() takes text or bytes, not 5"],
+    ),
+    "a number from the serial line": (
+        "guest.serial.expect(5)",
+        ["E *UsageError: expect() takes text, bytes or a compiled regular expression, not 5"],
+    ),
     "no program": (
         "guest.run()",
         ["E *UsageError: test_it.py:6: the guest has no program: call guest.asm(), code(), c() or image()"],
