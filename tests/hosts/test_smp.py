@@ -161,10 +161,11 @@ PLAYER = code(
     again:
       39 1c 25 00 50 00 00   cmp [0x5000], ebx
       75 f7                  jne again
-      83 f3 01               xor ebx, 1
-      89 1c 25 00 50 00 00   mov [0x5000], ebx
+      89 d8                  mov eax, ebx
+      83 f0 01               xor eax, 1
+      89 04 25 00 50 00 00   mov [0x5000], eax
       ff c9                  dec ecx
-      75 e9                  jnz again
+      75 e7                  jnz again
       f4                     hlt
     """,
 )
