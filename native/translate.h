@@ -20,6 +20,7 @@
 #define TRANSLATE_SLOTS 512
 #define TRANSLATE_HOLES 512
 #define TRANSLATE_CPUID 256
+#define TRANSLATE_PLACES 64
 #define TRANSLATE_ACCESSES 128		/* of one instruction: FXSAVE has 64 */
 #define TRANSLATE_WROTE 256
 #define TRANSLATE_VIEWS 64
@@ -89,6 +90,12 @@ struct translate_access {	/* of the running instruction to MMIO, done */
 	uint8_t size, is_write;
 };
 
+struct translate_place {	/* in translated code: what the CPU's state is there */
+	uintptr_t where;
+	uint64_t rip;
+	uint32_t flag_operation;
+};
+
 struct translate_source {	/* what a block of one instruction was made from */
 	uint64_t gpa;
 	uint8_t bytes[TRANSLATE_LONGEST];
@@ -145,9 +152,13 @@ struct kvmpy_translate {
 		uint64_t next;			/* address and number of bytes still to come of a split write */
 		uint32_t left;
 		uint32_t beyond;		/* bytes of a read that lie in the next page */
+		uint32_t rest;			/* of a write, and their value */
+		uint64_t rest_value;
 		struct translate_access last;	/* serves the raw reads that follow */
 		struct translate_access done[TRANSLATE_ACCESSES];
 	} mmio;
+
+	struct translate_place places[TRANSLATE_PLACES];	/* that accessed MMIO lately */
 
 	/* Events to deliver: -1 for none. */
 	int exception, exception_error, interrupt;
@@ -248,6 +259,9 @@ static inline bool translate_again(const struct kvmpy_translate *t, uint64_t blo
 
 /* translate_interpose.c, and who uses it */
 bool translate_interpose(void *library, const char *name, void *instead, void *original);
+bool translate_interpose_in_table(void *library, const char *name, void *instead, void *original);
+bool translate_guard_accesses(void *library);
+void translate_forget_places(struct kvmpy_translate *t);
 bool translate_guard_instructions(void *library);
 bool translate_guard_blocks(void *library, void *look);
 bool translate_guard_stores(void *library);
@@ -287,6 +301,7 @@ void translate_guest_main(struct kvmpy_translate *t);
 /* translate_io.c, translate_mmio.c, translate_events.c, translate_sensitive.c, translate_cpuid.c, translate_debug.c */
 int translate_hook_io(struct kvmpy_translate *t);
 int translate_hook_mmio(struct kvmpy_translate *t);
+void translate_access_hole(struct kvmpy_translate *t, uint64_t gpa, uint32_t size, uint64_t value, bool is_write);
 int translate_hook_events(struct kvmpy_translate *t);
 int translate_hook_new_blocks(struct kvmpy_translate *t);
 int translate_hook_cpuid(struct kvmpy_translate *t);

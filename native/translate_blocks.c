@@ -150,6 +150,7 @@ static int make_code(void *context, void *block)
 
 	if (!t || size < 0)
 		return size;
+	translate_forget_places(t);
 	memcpy(&code, (uint8_t *)block + CODE_IN_BLOCK, sizeof(code));
 	look = find_look(t, code, code + size);
 	if (look.code != code) {

@@ -4,7 +4,7 @@
  *
  * Holes are mapped without any rights, so a hook sees each access whole, with rip on the instruction; it makes the
  * exit and keeps the answer for the raw reads, of other widths, that Unicorn does afterwards. An unaligned write comes
- * once whole and then byte by byte.
+ * once whole and then byte by byte. Most accesses don't come that far: see translate_direct.c.
  *
  * The accesses an instruction has done are kept: when it is left in the middle, because something of the vCPU was set
  * from outside, it begins anew, and those before the last exit must not happen twice.
@@ -30,7 +30,7 @@ static bool in_the_middle(struct kvmpy_translate *t)
 
 	t->mmio.rip = t->env->rip;
 	t->mmio.block = t->blocks;
-	translate_nudge(t);
+	__atomic_store_n(&unicorn_front(t->env)->nudge, 1, __ATOMIC_RELAXED);	/* by its own thread */
 	if (!known || t->mmio.count == TRANSLATE_ACCESSES)
 		t->mmio.count = t->mmio.replay = 0;
 	return t->mmio.count;
@@ -97,8 +97,8 @@ static void make_exit(struct kvmpy_translate *t, bool middle)
 		memcpy(t->mmio.last.data, run->mmio.data, t->mmio.last.size);
 }
 
-/* The part of an access that lies in the first page it touches. */
-static void access_hole(struct kvmpy_translate *t, uint64_t gpa, uint32_t size, uint64_t value, bool is_write)
+/* The part of an access that lies in the first page it touches; what was read is in mmio.last. */
+void translate_access_hole(struct kvmpy_translate *t, uint64_t gpa, uint32_t size, uint64_t value, bool is_write)
 {
 	uint32_t here = 4096 - (gpa & 4095);
 	struct translate_access *last = &t->mmio.last;
@@ -130,19 +130,35 @@ static bool is_rest(struct kvmpy_translate *t, uint64_t gpa, uint32_t size)
 	return true;
 }
 
+/* The first byte in the second page of a write: only now is it known where that lies, and the rest is done as a whole. */
+static bool is_second_page(struct kvmpy_translate *t, uint64_t gpa, uint32_t size)
+{
+	uint32_t rest = t->mmio.rest;
+
+	t->mmio.rest = 0;
+	if (likely(!rest) || size != 1 || gpa & 4095 || t->env->rip != t->mmio.rip || t->blocks != t->mmio.block)
+		return false;
+	translate_access_hole(t, gpa, rest, t->mmio.rest_value, true);
+	t->mmio.next = gpa + 1;
+	t->mmio.left = rest - 1;
+	return true;
+}
+
 static bool on_access(void *engine, int type, uint64_t gpa, int size, int64_t value, void *user)
 {
 	struct kvmpy_translate *t = user;
 	bool is_write = type == UNICORN_WRITE_PROTECTED;
 
 	(void)engine;
-	if (is_write && is_rest(t, gpa, size))
+	if (is_write && (is_rest(t, gpa, size) || is_second_page(t, gpa, size)))
 		return true;
-	access_hole(t, gpa, size, value, is_write);
+	translate_access_hole(t, gpa, size, value, is_write);
 	t->mmio.beyond = is_write ? 0 : size - t->mmio.last.size;
 	if (is_write && gpa & (size - 1)) {
 		t->mmio.next = gpa;
 		t->mmio.left = t->mmio.last.size;
+		t->mmio.rest = size - t->mmio.left;
+		t->mmio.rest_value = t->mmio.rest ? (uint64_t)value >> (8 * t->mmio.left) : 0;
 	}
 	return true;
 }
@@ -182,7 +198,7 @@ uint64_t translate_hole_read(void *engine, uint64_t offset, unsigned size, void 
 	(void)engine;
 	if (unlikely(beyond && !(gpa & 4095))) {
 		t->mmio.beyond = 0;
-		access_hole(t, gpa, beyond, 0, false);
+		translate_access_hole(t, gpa, beyond, 0, false);
 	}
 	for (unsigned i = 0; i < size; i++)
 		if (!last->is_write && gpa + i - last->gpa < last->size)

@@ -11,20 +11,7 @@
 
 #define PAGE 4096ull
 #define CAN_WRITE 2
-#define LOOK_FIRST 0x400ull	/* flag in an entry's address for writes */
 #define WASTED 256		/* stores that looked in vain, until the entries are made anew */
-
-struct entry {			/* of the table from linear addresses to memory */
-	uint64_t read, write, code, gpa, host;
-	uint64_t padding[3];
-};
-
-struct table {			/* there is one for each kind of access, in front of the CPU's state */
-	uint64_t mask;		/* number of entries less 1, times the size of one */
-	struct entry *entries;
-};
-
-#define TABLES 64		/* bytes before the CPU's state */
 
 static void (*original_has_code)(void *engine, uint64_t ram);
 static void (*original_no_code)(void *engine, uint64_t ram);
@@ -89,8 +76,7 @@ static void on_fill(void *cpu, uint64_t linear, uint64_t gpa, uint32_t attribute
 {
 	struct kvmpy_translate *t = translate_current();
 	const struct translate_slot *slot;
-	const struct table *in;
-	struct entry *entry;
+	struct unicorn_page *entry;
 
 	original_fill(cpu, linear, gpa, attributes, rights, table, size);
 	if (!t || t->cpu != cpu || !(rights & CAN_WRITE))
@@ -98,10 +84,9 @@ static void on_fill(void *cpu, uint64_t linear, uint64_t gpa, uint32_t attribute
 	slot = translate_slot_at(t, gpa);
 	if (!slot || slot->readonly || has_code(slot, gpa - slot->gpa))
 		return;
-	in = (const struct table *)((uint8_t *)t->env - TABLES) + table;
-	entry = in->entries + (linear / PAGE & in->mask / sizeof(*entry));
-	if (entry->write == ((linear & ~(PAGE - 1)) | LOOK_FIRST))
-		entry->write &= ~LOOK_FIRST;
+	entry = unicorn_page(t->env, table, linear);
+	if (entry->write == ((linear & ~(PAGE - 1)) | UNICORN_LOOK_FIRST))
+		entry->write &= ~UNICORN_LOOK_FIRST;
 }
 
 /* The bits of a new slot. False: no memory. */

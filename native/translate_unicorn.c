@@ -197,7 +197,7 @@ static bool guard(void *library)
 	void *look = dlsym(library, "helper_check_exit_request_x86_64");
 
 	return look && translate_guard_instructions(library) && translate_guard_blocks(library, look) &&
-	       translate_guard_stores(library);
+	       translate_guard_stores(library) && translate_guard_accesses(library);
 }
 
 static const char *check_layout(void *library)

@@ -112,9 +112,33 @@ struct unicorn_front {
 
 _Static_assert(sizeof(struct unicorn_front) == 16, "unicorn_front");
 
+/* In front of that, the tables from linear addresses to memory: one for each kind of access. */
+struct unicorn_page {
+	uint64_t read, write, code;	/* the page's linear address and flags, or anything else if it can't be done */
+	uint64_t gpa, host;
+	uint64_t padding[3];
+};
+
+struct unicorn_pages {
+	uint64_t mask;			/* number of entries less 1, times the size of one */
+	struct unicorn_page *entries;
+};
+
+#define UNICORN_PAGES 64		/* bytes before the CPU's state */
+#define UNICORN_LOOK_FIRST 0x400ull	/* flag in unicorn_page.write: it may have translated code */
+#define UNICORN_MMIO 0x200ull		/* flag: it isn't memory */
+
 static inline struct unicorn_front *unicorn_front(struct unicorn_cpu *env)
 {
 	return (struct unicorn_front *)env - 1;
+}
+
+/* Where a page's entry is if there is one. */
+static inline struct unicorn_page *unicorn_page(struct unicorn_cpu *env, int table, uint64_t linear)
+{
+	const struct unicorn_pages *pages = (const struct unicorn_pages *)((uint8_t *)env - UNICORN_PAGES) + table;
+
+	return pages->entries + (linear / 4096 & pages->mask / sizeof(*pages->entries));
 }
 
 enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS };

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from suite import Host, cases, skip
 
 from kvmpy.errors import EngineError
-from kvmpy.lab.lockstep import Lockstep
+from kvmpy.lab.lockstep import Lockstep, Side
 from kvmpy.lab.twins import Guest, sides
 from kvmpy.machine.engine import open_engine
 
@@ -36,6 +36,12 @@ ENOUGH, ENOUGH_EMULATED = 600, 100
 """Of guests that do the same over and over so many exits are compared: one takes emulated hosts long."""
 
 
+def leave_out(side: Side, name: str) -> None:
+    """That register isn't compared."""
+    all_of_them = side.registers
+    side.registers = lambda: {key: value for key, value in all_of_them().items() if key != name}  # type: ignore[method-assign]
+
+
 @cases(*STEADY)
 def test_engines_in_step(host: Host, case: str) -> None:
     try:
@@ -46,6 +52,10 @@ def test_engines_in_step(host: Host, case: str) -> None:
         host.avoid("amd-bochs", because="Bochs ends at a guest's triple fault instead of leaving the guest")
     guest = Guest(case, MORE_MEMORY.get(case, MEMORY))
     both, _ = sides(guest, ("kvm", "translate"), host.enter(ExitStack()))
+    if host.name == "amd-bochs":
+        # Bochs doesn't load CR2 from the VMCB: the host's stays there.
+        for side in both:
+            leave_out(side, "cr2")
     enough = ENOUGH if host.name == "local" else ENOUGH_EMULATED
     found = Lockstep(both, STEADY[case], timeout=100, max_events=enough)
     difference = found.run()

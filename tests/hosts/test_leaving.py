@@ -113,6 +113,9 @@ TALKER = code(
 )
 
 
+MOST_RUNS = 40
+
+
 def storm(host: Host) -> Later:
     """A signal for this thread every millisecond of the host's, as long as the test lasts."""
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -125,11 +128,15 @@ def test_a_storm_of_signals_loses_no_exit(host: Host) -> None:
     machine = make(host, TALKER, registers={"rcx": 1 << 31})
     said = listen(machine)
     thread = storm(host)
-    assert machine.run(timeout=0.3).reason == "timeout"
+    runs = 0
+    # On a slow host most signals come while Python has the vCPU's thread.
+    while runs < MOST_RUNS and machine.cpus[0].native.eintr <= runs:
+        assert machine.run(timeout=0.3).reason == "timeout"
+        runs += 1
     thread.end()
     assert said == list(range(1, len(said) + 1))
     assert said
-    assert machine.cpus[0].native.eintr > 1, "the time limit's own, and of the storm"
+    assert machine.cpus[0].native.eintr > runs, "the time limit's own each time, and of the storm"
 
 
 def test_a_storm_of_signals_loses_no_time_limit(host: Host) -> None:

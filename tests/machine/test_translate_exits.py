@@ -118,7 +118,7 @@ MMIO_CASES = [
     ("movdqu [rbx], xmm0", [(True, 0, 8), (True, 8, 8)]),
     ("push qword ptr [rbx]", [(False, 0, 8)]),
     ("mov rax, [rbx+0xffd]", [(False, 0xFFD, 3), (False, 0x1000, 5)]),
-    ("mov [rbx+0xffe], eax", [(True, 0xFFE, 2), (True, 0x1000, 1), (True, 0x1001, 1)]),
+    ("mov [rbx+0xffe], eax", [(True, 0xFFE, 2), (True, 0x1000, 2)]),
 ]
 
 
