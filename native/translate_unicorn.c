@@ -183,6 +183,7 @@ static bool blocks_fit(void *engine, void *cpu, struct unicorn_cpu *env)
 		      !unicorn.start(engine, 0x2000, -1, 0, 0) && env->rip == 0x2003 && t->blocks == 1 &&
 		      !t->odd_blocks && !unicorn_front(env)->nudge;
 		translate_running(NULL);
+		env->engine = NULL;
 		unicorn.unmap(engine, 0x2000, 4096);
 	}
 	if (page != MAP_FAILED)
