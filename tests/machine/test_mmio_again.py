@@ -38,7 +38,7 @@ INSTRUCTIONS = {
     "mov %eax, 1(%rbx)": "894301",
     "mov 6(%rbx), %rcx": "488b4b06",
     "mov %eax, 0xffe(%rbx)": "8983fe0f0000",
-}  # fmt: skip
+}
 
 
 def program(what: str) -> bytes:
@@ -106,7 +106,7 @@ def test_every_pass_is_like_the_first(machines: Machines, what: str, disturb: st
     assert results == PASSES * results[:1]
 
 
-def test_engines_make_the_same_accesses(machines: Machines, kvmpy_engine: str) -> None:
+def test_engines_make_the_same_accesses(machines: Machines) -> None:
     """Pinned, so that both engines are held to the same; accesses across two pages come in parts."""
     expected = {
         "mov %rax, 8(%rbx)": [("write", 8, 0x11223344, 8)],
