@@ -15,6 +15,7 @@
 #include <linux/kvm.h>
 
 #include "floor.h"
+#include "kvm_run.h"
 #include "stamp.h"
 
 #define MEMORY (2u << 20)
@@ -257,10 +258,10 @@ int kvmpy_floor_run(struct kvmpy_floor *f, uint64_t deadline, uint64_t most)
 			if (c->crossed < KVMPY_CROSSINGS - 1)
 				c->crossed++;
 			crossing->enter = kvmpy_stamp();
-			result = ioctl(f->vcpu, KVM_RUN, 0);
+			result = kvmpy_kvm_run(f->vcpu);
 			crossing->leave = kvmpy_stamp();
-			if (result && errno != EINTR)
-				return -errno;
+			if (result && result != -EINTR)
+				return result;
 			if (!result && !handle(f))
 				return -EPROTO;
 		} while (run->exit_reason != KVM_EXIT_IO || run->io.port != CONTROL);
@@ -291,10 +292,10 @@ int kvmpy_floor_immediate(struct kvmpy_floor *f, uint64_t count)
 
 		f->run->immediate_exit = 1;
 		began = kvmpy_stamp();
-		result = ioctl(f->vcpu, KVM_RUN, 0);
+		result = kvmpy_kvm_run(f->vcpu);
 		durations[i] = kvmpy_stamp() - began;
-		if (!result || errno != EINTR)
-			return result ? -errno : -EPROTO;
+		if (result != -EINTR)
+			return result ? result : -EPROTO;
 	}
 	f->run->immediate_exit = 0;
 	recorded(f->collector, durations, count, switches);

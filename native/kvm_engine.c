@@ -3,11 +3,15 @@
 #include <errno.h>
 #include <sys/ioctl.h>
 
+#include "kvm_run.h"
 #include "vcpu.h"
 
 static int enter(struct kvmpy_vcpu *vcpu)
 {
-	return likely(!ioctl(vcpu->fd, KVM_RUN, 0)) ? 0 : -errno;
+	int error = kvmpy_kvm_run(vcpu->fd);
+
+	kvmpy_refill_return_stack();
+	return error;
 }
 
 /*
