@@ -17,7 +17,7 @@
 #include <linux/kvm.h>
 
 /* Where a shadow stack is in use each call would have to be undone there (SDM vol. 1, 17.2): it is left alone. */
-static inline __attribute__((always_inline)) void kvmpy_refill_return_stack(void)
+static __always_inline void kvmpy_refill_return_stack(void)
 {
 	unsigned long shadow_stack = 0;
 
@@ -34,7 +34,7 @@ static inline __attribute__((always_inline)) void kvmpy_refill_return_stack(void
 }
 
 /* ioctl(2) itself, for a return less: 0 or -errno. */
-static inline __attribute__((always_inline)) int kvmpy_kvm_run(int fd)
+static __always_inline int kvmpy_kvm_run(int fd)
 {
 #ifdef __SANITIZE_THREAD__	/* which delivers signals where it sees a call */
 	return ioctl(fd, KVM_RUN, 0) ? -errno : 0;

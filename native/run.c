@@ -241,8 +241,11 @@ static inline enum kvmpy_verdict ask(struct kvmpy_vcpu *vcpu, const struct kvmpy
 	return kvmpy_rule_apply(vcpu, range, address, value, vcpu->elements.size, vcpu->elements.is_write);
 }
 
-/* One access of elements.size bytes at elements.data: 0 when done, else what kvmpy_run() returns. */
-static inline int do_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address)
+/*
+ * One access of elements.size bytes at elements.data: 0 when done, else what kvmpy_run() returns. What is always inline
+ * from here on makes the hot loop one function: as several, an exit that C answers takes a quarter longer.
+ */
+static __always_inline int do_access(struct kvmpy_vcpu *vcpu, const struct kvmpy_range *range, uint64_t address)
 {
 	struct kvmpy_elements *e = &vcpu->elements;
 	uint64_t value = e->is_write ? get(e->data, e->size) : 0;
@@ -281,7 +284,7 @@ static int start_elements(struct kvmpy_vcpu *vcpu, uint64_t count)
 	return do_elements(vcpu);
 }
 
-static inline int port_io(struct kvmpy_vcpu *vcpu)
+static __always_inline int port_io(struct kvmpy_vcpu *vcpu)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kvmpy_elements *e = &vcpu->elements;
@@ -301,7 +304,7 @@ static inline int port_io(struct kvmpy_vcpu *vcpu)
 	return do_access(vcpu, range, e->address);
 }
 
-static inline int memory_io(struct kvmpy_vcpu *vcpu)
+static __always_inline int memory_io(struct kvmpy_vcpu *vcpu)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kvmpy_elements *e = &vcpu->elements;
@@ -395,7 +398,7 @@ static int other_exit(struct kvmpy_vcpu *vcpu)
 }
 
 /* The exit in *run: 0 when C handled it. */
-static inline int handle(struct kvmpy_vcpu *vcpu)
+static __always_inline int handle(struct kvmpy_vcpu *vcpu)
 {
 	uint32_t reason = vcpu->run->exit_reason;
 
