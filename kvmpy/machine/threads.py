@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from kvmpy.machine.machine import Machine
 
 PATIENCE = 0.1
-"""Seconds until a vCPU that should leave its guest is told so again."""
+"""Seconds until a vCPU that should leave its guest is told so again; and until the caller's thread looks up from waiting:
+Python has a signal handled by its main thread, but doesn't wake that up if the signal came to another thread, or to this
+one between its last look and the wait."""
 
 
 class VcpuThreads:
@@ -75,7 +77,7 @@ class VcpuThreads:
             if left is not None and left <= 0:
                 self.machine.end("timeout")
                 return
-            step = min(x for x in (left, self.tick, 3600.0) if x is not None)
+            step = min(x for x in (left, self.tick, PATIENCE) if x is not None)
             if not self._news.acquire(timeout=step) and self.tick is not None:
                 self._kick(lib.KVMPY_KICK_TICK)
 

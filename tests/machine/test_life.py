@@ -333,6 +333,19 @@ def test_ctrl_c_reaches_the_caller_and_the_machine_goes_on(
     assert (seen[0] > 0) == (code == STORM)
 
 
+def test_the_callers_thread_looks_for_signals_that_others_got(machines: Machines) -> None:
+    """Python has them handled by the main thread, and doesn't wake it up."""
+    machine = machines(SPIN, cpus=2)
+
+    def interrupt() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    began = time.monotonic()
+    with while_it_runs(machine, interrupt), pytest.raises(KeyboardInterrupt):
+        machine.run(timeout=LONG_ENOUGH)
+    assert time.monotonic() - began < LONG_ENOUGH / 2
+
+
 def test_no_access_is_lost_or_done_twice_by_ctrl_c(machines: Machines) -> None:
     """The guest counts its own accesses, and is interrupted as often as it goes."""
     machine = machines(b"\x41\xe6\x80\xeb\xfb")  # 1: inc %cx; out %al, $0x80; jmp 1b
