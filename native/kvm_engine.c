@@ -6,16 +6,8 @@
 #include "kvm_run.h"
 #include "vcpu.h"
 
-static int enter(struct kvmpy_vcpu *vcpu)
-{
-	int error = kvmpy_kvm_run(vcpu->fd);
-
-	kvmpy_refill_return_stack();
-	return error;
-}
-
 /*
- * The same for a vCPU that is single-stepped. KVM_SET_GUEST_DEBUG notes where the step begins, and registers that
+ * KVM_RUN for a vCPU that is single-stepped. KVM_SET_GUEST_DEBUG notes where the step begins, and registers that
  * KVM_RUN finds in *run and that begin elsewhere drop the step without a word. So they go before it, one by one.
  */
 static int enter_stepping(struct kvmpy_vcpu *vcpu)
@@ -30,12 +22,12 @@ static int enter_stepping(struct kvmpy_vcpu *vcpu)
 	run->kvm_dirty_regs &= ~(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS);
 	if (dirty && ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, vcpu->engine))
 		return -errno;
-	return enter(vcpu);
+	return kvmpy_kvm_run(vcpu->fd);
 }
 
 int kvmpy_kvm_enter(struct kvmpy_vcpu *vcpu)
 {
-	return likely(!vcpu->engine) ? enter(vcpu) : enter_stepping(vcpu);
+	return likely(!vcpu->engine) ? kvmpy_kvm_run(vcpu->fd) : enter_stepping(vcpu);
 }
 
 /* Single steps as in *debug, which must stay and have nothing to inject; NULL: no single steps. */

@@ -17,7 +17,7 @@
 #include <linux/kvm.h>
 
 /* Where a shadow stack is in use each call would have to be undone there (SDM vol. 1, 17.2): it is left alone. */
-static __always_inline void kvmpy_refill_return_stack(void)
+static __always_inline void refill_return_stack(void)
 {
 	unsigned long shadow_stack = 0;
 
@@ -33,17 +33,25 @@ static __always_inline void kvmpy_refill_return_stack(void)
 			 "lea 128 + 16 * 8(%%rsp), %%rsp" : : : "memory");
 }
 
-/* ioctl(2) itself, for a return less: 0 or -errno. */
-static __always_inline int kvmpy_kvm_run(int fd)
+static __always_inline int call_kvm_run(int fd)
 {
 #ifdef __SANITIZE_THREAD__	/* which delivers signals where it sees a call */
 	return ioctl(fd, KVM_RUN, 0) ? -errno : 0;
 #else
-	long result = SYS_ioctl;
+	long result = SYS_ioctl;	/* without the library: its return is one of those */
 
 	__asm__ volatile("syscall" : "+a"(result) : "D"((long)fd), "S"(KVM_RUN), "d"(0L) : "rcx", "r11", "memory");
 	return result;
 #endif
+}
+
+/* 0 or -errno. */
+static __always_inline int kvmpy_kvm_run(int fd)
+{
+	int error = call_kvm_run(fd);
+
+	refill_return_stack();
+	return error;
 }
 
 #endif
