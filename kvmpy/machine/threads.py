@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from kvmpy.machine.machine import Machine
 
 PATIENCE = 0.1
-"""Seconds until a vCPU that should leave its guest is told so again; and until the caller's thread looks up from waiting:
-Python has a signal handled by its main thread, but doesn't wake that up if the signal came to another thread, or to this
-one between its last look and the wait."""
+"""Seconds until a vCPU that should leave its guest is told so again; and until the caller's thread looks up from
+waiting: Python has signals handled by its main thread, but doesn't wake that up if the signal came to another thread,
+or to this one between its last look and the wait."""
 
 
 class VcpuThreads:
