@@ -4,9 +4,9 @@
  *
  * A CPU predicts where a return goes from a stack of its own that calls fill. When KVM_RUN is done that stack holds what
  * the kernel, and a hypervisor below it, left there. A return from a function that was called before the guest was
- * entered is then predicted into the kernel, and on hosts that are guests themselves every such return made the next exit
- * about 1,500 cycles dearer (8 % on an EPYC 9004 under KVM: docs/fast-path.md). So harmless places are called first,
- * as many as there are returns on the way to whoever handles the exit.
+ * entered is then predicted into the kernel, and one such return makes the next exit about 1,500 cycles dearer on a host
+ * that is a guest itself (8 %, on an EPYC 9004 under KVM: docs/fast-path.md). So harmless places are called first, more
+ * than there are returns on the way to whoever handles the exit.
  */
 #ifndef KVMPY_KVM_RUN_H
 #define KVMPY_KVM_RUN_H
