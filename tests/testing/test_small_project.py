@@ -76,8 +76,10 @@ def _installed(home: Path) -> Path:
     """A virtual environment with the wheel built from a copy of the sources, and pytest; made once a session."""
     kept = home.parent / "small-environment"
     python = kept / "venv" / "bin" / "python"
-    if python.exists():
+    ready = kept / "ready"
+    if ready.exists():
         return python
+    shutil.rmtree(kept, ignore_errors=True)  # of an attempt that ended in a skip
     kept.mkdir()
     source = kept / "source"
     for name in SOURCES:
@@ -92,4 +94,5 @@ def _installed(home: Path) -> Path:
     assert _run(sys.executable, "-m", "venv", kept / "venv", cwd=kept).returncode == 0
     kvmpy = "kvmpy" if WITHOUT_GIL else "kvmpy[translate]"
     _pip(python, "install", "-q", f"{kvmpy} @ {wheel.as_uri()}", "pytest>=8", cwd=kept)
+    ready.touch()
     return python
